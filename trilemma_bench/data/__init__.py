@@ -1,0 +1,1 @@
+"""Data sets, one module each; the module name is the registry name."""

@@ -1,0 +1,171 @@
+"""Diffusion, written once: schedules, q(x_t | x_0), posteriors, and the time steps of samplers.
+
+A chain of T steps has betas beta_1..beta_T; here index t = 0..T-1 stands for step t + 1, as in the field's programs:
+alpha_bar[t] = prod_{s <= t} (1 - beta[s]), x_t = sqrt(alpha_bar[t]) x_0 + sqrt(1 - alpha_bar[t]) eps.
+All constants are float64 and are rounded once, where they meet the images.
+Sources: Ho et al. 2020 (arXiv 2006.11239), Song et al. 2021 (arXiv 2010.02502), Xiao et al. 2022 (arXiv 2112.07804).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trilemma_bench.errors import UsageError
+
+Spacing = Literal["leading", "trailing", "quadratic"]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A Gaussian diffusion chain given by its betas, float64 [T] in (0, 1)."""
+
+    betas: Tensor
+
+    def __post_init__(self) -> None:
+        betas = self.betas
+        if betas.ndim != 1 or not len(betas) or not bool(((betas > 0) & (betas < 1)).all()):
+            raise UsageError(f"betas must be T numbers inside (0, 1); got {betas}.")
+
+    def __len__(self) -> int:
+        return len(self.betas)
+
+    @cached_property
+    def alpha_bar(self) -> Tensor:
+        """float64 [T]: signal variance left after step t."""
+        return torch.cumprod(1 - self.betas, 0)
+
+    @cached_property
+    def alpha_bar_prev(self) -> Tensor:
+        """float64 [T]: alpha_bar one step earlier; 1 before the first."""
+        return torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]])
+
+    @cached_property
+    def posterior_variance(self) -> Tensor:
+        """float64 [T]: variance of q(x_{t-1} | x_t, x_0), 'fixed small'; 0 at t = 0 (Ho et al. eq. 7)."""
+        return self.betas * (1 - self.alpha_bar_prev) / (1 - self.alpha_bar)
+
+    @cached_property
+    def posterior_x0(self) -> Tensor:
+        """float64 [T]: coefficient of x_0 in the mean of q(x_{t-1} | x_t, x_0)."""
+        return self.betas * self.alpha_bar_prev.sqrt() / (1 - self.alpha_bar)
+
+    @cached_property
+    def posterior_xt(self) -> Tensor:
+        """float64 [T]: coefficient of x_t in the mean of q(x_{t-1} | x_t, x_0)."""
+        return (1 - self.alpha_bar_prev) * (1 - self.betas).sqrt() / (1 - self.alpha_bar)
+
+    def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """x_t given x_0 and noise, both [N, ...], at int64 t [N] (Ho et al. eq. 4)."""
+        return at(self.alpha_bar.sqrt(), t, x0) * x0 + at((1 - self.alpha_bar).sqrt(), t, x0) * noise
+
+
+def at(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
+    """Entries table[t], shaped [N, 1, ...] to multiply `like` [N, ...], in its dtype and on its device."""
+    values = table.to(like.device)[t].to(like.dtype)
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def linear_betas(num_steps: int = 1000, start: float = 1e-4, end: float = 0.02) -> Tensor:
+    """The linear schedule of Ho et al. 2020, section 4; float64 [num_steps]."""
+    return torch.linspace(start, end, num_steps, dtype=torch.float64)
+
+
+def predict_x0(x_t: Tensor, eps: Tensor, alpha_bar: float) -> Tensor:
+    """x_0 from x_t and the noise in it (Ho et al. eq. 15)."""
+    return (x_t - math.sqrt(1 - alpha_bar) * eps) / math.sqrt(alpha_bar)
+
+
+def ddim_pairs(num_train_steps: int, num_steps: int, spacing: Spacing = "leading") -> list[tuple[int, int]]:
+    """The (t, t_prev) pairs of a sampler of `num_steps` steps, from noise to image; t_prev = -1 is the clean image.
+
+    `leading`: t = i (T // S), diffusers' default for DDIM. `trailing`: t = round(T - i T / S) - 1, the last step of
+    the chain included (Lin et al. 2024, arXiv 2305.08891). `quadratic`: t = floor((i sqrt(0.8 T) / (S - 1))^2), as
+    Song et al. 2021 used it on CIFAR-10: it starts at 0.8 T; a step that occurs twice is taken twice, the second
+    time without change, so that the count of evaluations stays `num_steps`.
+
+    Raises:
+        UsageError: `num_steps` outside 1..T, or an unknown spacing.
+    """
+    total, steps = num_train_steps, num_steps
+    if not 1 <= steps <= total:
+        raise UsageError(f"steps must be in 1..{total}, the length of the trained chain; got {steps}.")
+    if spacing == "leading":
+        times = [i * (total // steps) for i in range(steps)]
+    elif spacing == "trailing":
+        times = [round(total - i * total / steps) - 1 for i in range(steps)][::-1]
+    elif spacing == "quadratic":
+        if steps < 2:
+            raise UsageError("quadratic spacing needs at least 2 steps: one step would start at t = 0; use trailing.")
+        # numpy's linspace, so that the floor falls as it does in the authors' program.
+        times = [int(root**2) for root in np.linspace(0, np.sqrt(0.8 * total), steps)]
+    else:
+        raise UsageError(f"spacing must be leading, trailing or quadratic; got {spacing!r}.")
+    previous = [-1, *times[:-1]]
+    return list(zip(reversed(times), reversed(previous), strict=True))
+
+
+# --- denoising diffusion GAN --------------------------------------------------------------------------------
+
+
+def ddgan_betas(num_steps: int, beta_min: float = 0.1, beta_max: float = 20.0) -> Tensor:
+    """The variance-preserving schedule of DDGAN: few steps, large betas; float64 [num_steps].
+
+    s_i = 1e-3 + 0.999 i / T and alpha_bar(s) = exp(-(beta_max - beta_min) s^2 / 2 - beta_min s);
+    beta_i = 1 - alpha_bar(s_i) / alpha_bar(s_{i-1}) (Xiao et al. 2022; the released program's constants).
+    """
+    if num_steps < 1:
+        raise UsageError(f"num_timesteps must be at least 1; got {num_steps}.")
+    s = 1e-3 + 0.999 * torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
+    alpha_bar = torch.exp(-0.5 * (beta_max - beta_min) * s**2 - beta_min * s)
+    return 1 - alpha_bar[1:] / alpha_bar[:-1]
+
+
+@dataclass(frozen=True)
+class GanChain:
+    """DDGAN's chain x_0 -> x_1 -> ... -> x_T, T = len(betas), where x_0 is clean.
+
+    Index t = 0..T-1 is the transition x_{t+1} -> x_t, and `chain` holds its betas. The released program
+    rounds the betas to float32 first and goes on from there; so does this one, in order to agree with it.
+    """
+
+    num_steps: int
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    @cached_property
+    def betas(self) -> Tensor:
+        """float32 [T]."""
+        return ddgan_betas(self.num_steps, self.beta_min, self.beta_max).float()
+
+    @cached_property
+    def signal(self) -> Tensor:
+        """float32 [T + 1]: x_t = signal[t] x_0 + noise[t] eps; 1 at t = 0."""
+        return torch.cat([torch.ones(1), torch.cumprod((1 - self.betas).sqrt(), 0)])
+
+    @cached_property
+    def noise(self) -> Tensor:
+        """float32 [T + 1]: standard deviation of the noise in x_t; 0 at t = 0."""
+        return (1 - self.signal**2).clamp(min=0).sqrt()
+
+    @cached_property
+    def chain(self) -> Chain:
+        """The same chain with double precision constants for the posteriors."""
+        return Chain(self.betas.double())
+
+    def q_sample_pair(self, x0: Tensor, t: Tensor, noise: Tensor, step_noise: Tensor) -> tuple[Tensor, Tensor]:
+        """(x_t, x_{t+1}) for x_0 [N, ...] at transitions t [N]; both noises are independent N(0, I)."""
+        x_t = at(self.signal, t, x0) * x0 + at(self.noise, t, x0) * noise
+        beta = at(self.betas, t, x0)
+        return x_t, (1 - beta).sqrt() * x_t + beta.sqrt() * step_noise
+
+    def posterior_sample(self, x0: Tensor, x_next: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """x_t ~ q(x_t | x_{t+1}, x_0) [N, ...]; deterministic (x_0 itself) at t = 0."""
+        mean = at(self.chain.posterior_x0, t, x0) * x0 + at(self.chain.posterior_xt, t, x0) * x_next
+        return mean + at(self.chain.posterior_variance.sqrt(), t, x0) * noise

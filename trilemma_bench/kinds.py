@@ -1,0 +1,220 @@
+"""What each kind of plug-in must be.
+
+A plug-in is a module with one constant (`SAMPLER`, `DATASET`, `EXTRACTOR`, `METRIC`, `TRAINER`) of the class
+below; its module name is its registry name. Importing this file imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from trilemma_bench.record import Score, ScoreKind
+
+if TYPE_CHECKING:
+    import torch
+
+Array = npt.NDArray[Any]
+UInt8Images = npt.NDArray[np.uint8]
+
+
+# --- data -------------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class ImageSet(Protocol):
+    """Real or finished images that can be read by index."""
+
+    name: str
+    """Where they come from, as `<data set>:<split>` or a path."""
+    shape: tuple[int, int, int]
+    """Channels, height, width of every image."""
+    labels: npt.NDArray[np.int64] | None
+    """int64 [N], or None where the images have no classes."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> UInt8Images:
+        """Images start..stop-1 as uint8 [stop - start, C, H, W]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set: `open(split, root)` finds, reads and checks it.
+
+    `fingerprints` are sums modulo 2^256 of the SHA-256 of each image's raw bytes (height, width, channel order),
+    one a split; empty where any images are welcome.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    splits: tuple[str, ...]
+    open: Callable[..., ImageSet]
+    """open(split: str, root: Path | None = None) -> ImageSet; raises DataError."""
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    num_classes: int | None = None
+    citation: str = ""
+
+
+# --- features ---------------------------------------------------------------------------------------------
+
+
+class Extractor(Protocol):
+    """images -> features, with an identity that changes whenever the features could."""
+
+    name: str
+    identity: str
+    """Digest of weights and preprocessing."""
+    verified: bool
+    """Whether the weights have the published digest."""
+    batch_size: int
+
+    def extract(self, images: UInt8Images) -> dict[str, npt.NDArray[np.float32]]:
+        """uint8 [N, C, H, W] -> {layer: float32 [N, D]}; grey images are repeated to three channels."""
+        ...
+
+
+@dataclass(frozen=True)
+class ExtractorKind:
+    """How to build an extractor: `build(device=..., weights=None, allow_unverified=False) -> Extractor`.
+
+    `layers` are what it offers: `features` for distances, `logits` for class scores.
+    `available(weights) -> str | None` says in one line how to get what is missing, or None where nothing is.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    build: Callable[..., Extractor]
+    available: Callable[[Path | None], str | None]
+    is_inception: bool = False
+    """True only for the network whose Frechet distance is called FID and whose class score is called IS."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean [D] and covariance [D, D] (divided by n - 1) in float64."""
+
+    n: int
+    mean: npt.NDArray[np.float64]
+    cov: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What is kept of the real data under one extractor; made by `trilemma-bench reference make`.
+
+    Attributes:
+        moments: Of the `features` layer over the whole reference split.
+        features: float32 [M, D], the `features` layer of a fixed random subset of that split.
+        logits: float32 [M, K] of the same subset where the extractor has them, else None.
+        components: float32 [D, d], leading principal axes of the reference split; `centre` [D] is its mean.
+        train_sketch: float32 [N, d], every image of the reference split, centred and projected.
+        held_out_sketch: float32 [N', d], every image of the held-out split; None where there is none.
+        identity: SHA-256 over all of these and over what they were made from.
+        about: Data fingerprint, counts, extractor identity, command.
+    """
+
+    moments: Moments
+    features: npt.NDArray[np.float32]
+    logits: npt.NDArray[np.float32] | None
+    components: npt.NDArray[np.float32]
+    centre: npt.NDArray[np.float32]
+    train_sketch: npt.NDArray[np.float32]
+    held_out_sketch: npt.NDArray[np.float32] | None
+    identity: str
+    about: Mapping[str, Any]
+
+
+# --- metrics ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Metric:
+    """features -> scores.
+
+    `compute(*, real: Reference, generated: Mapping[str, float32 [N, D]], rng: numpy Generator, **params)` returns
+    a Score for each name that `kinds(extractor)` lists; it sees features, never images or models.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    kinds: Callable[[ExtractorKind], tuple[ScoreKind, ...]]
+    compute: Callable[..., dict[str, Score]]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+# --- samplers ---------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """A trained model with its way of drawing. These three members are enough for anybody's own.
+
+    Optional members: `networks` (name -> torch module: their forward calls are the NFE), `micro_batch` (images a
+    call), `identity` (str, changes when the samples would), `load_seconds`, `tolerance` (see `SamplerKind`).
+    """
+
+    name: str
+    image_shape: tuple[int, int, int]
+
+    def sample(self, seeds: torch.Tensor) -> torch.Tensor:
+        """int64 [N] -> uint8 [N, C, H, W]; image i depends on seeds[i] alone."""
+        ...
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights and the configuration of the network that they belong to.
+
+    `tensors` None means: initialise anew from `seed` (the untrained floor).
+    """
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, torch.Tensor] | None
+    digest: str
+    source: str
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SamplerKind:
+    """How to build one family of samplers.
+
+    Attributes:
+        name: The registry name.
+        options: Frozen pydantic model of the options; unknown ones are refused.
+        build: build(options, weights, device=..., dtype=..., compile=..., micro_batch=None) -> Sampler.
+        load: load(path) -> Weights: reads the formats of the field for this family, from a path given by the user.
+        baseline: Folder under `baselines/` whose weights serve when none are named.
+        tolerance: (largest grey-level difference, fraction of values that may differ at all) measured between
+            micro-batch sizes and machines.
+    """
+
+    name: str
+    family: str
+    options: type[Any]
+    build: Callable[..., Sampler]
+    load: Callable[[Path], Weights]
+    baseline: str
+    tolerance: tuple[int, float]
+    source: str
+
+
+# --- training ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainerKind:
+    """How to train one family: `task(recipe, device=...)` gives what the shared loop in `training/_loop` drives."""
+
+    name: str
+    recipes: Mapping[str, Any]
+    task: Callable[..., Any]
+    baseline: str
+    source: str

@@ -1,0 +1,367 @@
+"""Records to rows: which numbers share a column, which are ranked, and which is best. Pure; imports no torch.
+
+A column holds numbers that can be compared and no others. Scores share one where name, features key and score key
+are equal; records that have other keys under the same name stand in a table of their own, as do other protocols.
+Wall-clock and memory share a column only on one machine, device and precision.
+
+Rows of the families in `UNRANKED` (real images, untrained networks) are shown as ceiling and floor: they are
+neither sorted among the models nor ever best.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+from trilemma_bench.record import Axis, Hardware, ResultRecord, Score, ScoredMetric, Speed, Timing
+
+if TYPE_CHECKING:
+    import pandas
+
+UNRANKED = frozenset({"real", "untrained"})
+AXES: tuple[Axis, ...] = ("quality", "coverage", "speed")
+
+Flat = dict[str, "str | int | float | bool | None"]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What wall-clock depends on: numbers of two machines never share a column."""
+
+    device: str
+    model: str
+    threads: int
+    dtype: str
+    compiled: bool
+
+    def __str__(self) -> str:
+        threads = f", {self.threads} thread{'s' if self.threads != 1 else ''}" if self.device == "cpu" else ""
+        return f"{self.device} ({self.model}{threads}), {self.dtype}{', compiled' if self.compiled else ''}"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One quantity that can be compared over its whole length."""
+
+    name: str
+    label: str
+    axis: Axis
+    higher_is_better: bool | None
+    unit: str = ""
+    machine: Machine | None = None
+    """Set where the number belongs to one machine."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number with its interval, or why there is none.
+
+    `state` is `value`; `failed` with the reason in `note`; `not observed` where the sampler gave no means to count;
+    `not measured` where the record does not have this column at all.
+    """
+
+    state: Literal["value", "failed", "not observed", "not measured"]
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+    best: bool = False
+    extrapolated: bool = False
+    verified: bool = True
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record: its label, its cells in the order of the table's columns."""
+
+    label: str
+    ranked: bool
+    cells: tuple[Cell, ...]
+    record: ResultRecord
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that share a protocol and the keys of their scores."""
+
+    protocol: str
+    title: str
+    machines: tuple[Machine, ...]
+    created: tuple[str, str] | None
+    """Date (YYYY-MM-DD) of the oldest and of the newest record; None where no record says."""
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    uncertainties: Mapping[str, str] = field(default_factory=dict)
+    """How the intervals of a column were got, by the column's name."""
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """All tables, by protocol; records that cannot be compared are never in one."""
+
+    tables: tuple[Table, ...]
+
+
+def rows(records: Sequence[ResultRecord]) -> Leaderboard:
+    """The leaderboard of these records, the same whatever their order.
+
+    Ranked rows come first, sorted by the quality column that most of them have (the first of such); a row without
+    a value there follows those with one. Unranked rows come last.
+    """
+    ordered = sorted(records, key=lambda record: (record.spec.protocol.name, record.model, record.name))
+    groups: dict[tuple[object, ...], list[ResultRecord]] = {}
+    for record, key in zip(ordered, _table_keys(ordered), strict=True):
+        groups.setdefault(key, []).append(record)
+    return Leaderboard(tuple(_table(group) for group in groups.values()))
+
+
+def to_dataframe(records: Sequence[ResultRecord]) -> pandas.DataFrame:
+    """One row a record in the order of the leaderboard, with the columns of `flat`; failures are NaN."""
+    import pandas as pd
+
+    return pd.DataFrame(flat(rows(records)))
+
+
+# --- tables and columns -----------------------------------------------------------------------------------
+
+
+def _table_keys(records: Sequence[ResultRecord]) -> list[tuple[object, ...]]:
+    """Key of each record's table: its protocol, and its keys under each score name that has several there."""
+    found: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    for record in records:
+        for item in record.scores:
+            name = (record.spec.protocol.name, item.kind.name)
+            found.setdefault(name, set()).add((item.features_key, item.score_key))
+    several = {name for name, keys in found.items() if len(keys) > 1}
+    return [
+        (
+            record.spec.protocol.name,
+            *sorted(
+                (item.kind.name, item.features_key, item.score_key)
+                for item in record.scores
+                if (record.spec.protocol.name, item.kind.name) in several
+            ),
+        )
+        for record in records
+    ]
+
+
+def _table(records: Sequence[ResultRecord]) -> Table:
+    machines = tuple(dict.fromkeys(_machine(record) for record in records if record.speed is not None))
+    columns = (*_score_columns(records), *_speed_columns(records, machines))
+    labels = _labels(records)
+    found = [
+        Row(label, record.family not in UNRANKED, tuple(_cell(record, column) for column in columns), record)
+        for label, record in zip(labels, records, strict=True)
+    ]
+    dates = sorted(record.provenance.created[:10] for record in records if record.provenance.created)
+    return Table(
+        protocol=records[0].spec.protocol.name,
+        title=records[0].spec.protocol.title,
+        machines=machines,
+        created=(dates[0], dates[-1]) if dates else None,
+        columns=columns,
+        rows=tuple(_sorted(_with_best(found, columns), columns)),
+        uncertainties=_uncertainties(records),
+    )
+
+
+def _machine(record: ResultRecord) -> Machine:
+    hardware: Hardware = record.hardware
+    return Machine(hardware.device, hardware.model, hardware.threads, hardware.dtype, record.spec.compile)
+
+
+def _labels(records: Sequence[ResultRecord]) -> list[str]:
+    """Model names; where two records share one, the digest that ends the record's name tells them apart."""
+    counts = Counter(record.model for record in records)
+    return [
+        record.model if counts[record.model] == 1 else f"{record.model} #{record.name.rsplit('-', 1)[1][:6]}"
+        for record in records
+    ]
+
+
+def _score_columns(records: Sequence[ResultRecord]) -> list[Column]:
+    # The fullest record leads, so that a column which only some have comes where the protocol lists it.
+    fullest = sorted(records, key=lambda record: -len(record.scores))
+    kinds = {item.kind.name: item.kind for record in fullest for item in record.scores}
+    labels = Counter(kind.label or kind.name for kind in kinds.values())
+    columns = [
+        Column(
+            name=kind.name,
+            label=kind.label if kind.label and labels[kind.label] == 1 else kind.name,
+            axis=kind.axis,
+            higher_is_better=kind.higher_is_better,
+            unit=kind.unit,
+        )
+        for kind in kinds.values()
+    ]
+    return [column for axis in AXES for column in columns if column.axis == axis]
+
+
+def _speed_columns(records: Sequence[ResultRecord], machines: Sequence[Machine]) -> list[Column]:
+    if not machines:
+        return []
+    columns = [Column("nfe", "NFE", "speed", False)]
+    columns += [Column("seconds_per_100_images", "s / 100 images", "speed", False, "", each) for each in machines]
+    columns += [Column("gflops_per_image", "GFLOPs / image", "speed", False)]
+    columns += [Column("parameters", "parameters", "speed", None)]
+    speeds = [record.speed for record in records if record.speed is not None]
+    if any(speed.peak_memory_mib is not None for speed in speeds):
+        columns += [Column("peak_memory_mib", "peak memory", "speed", False, "MiB", each) for each in machines]
+    if any(speed.gradient_evaluations for speed in speeds):
+        columns.insert(1, Column("gradient_evaluations", "gradients", "speed", False))
+    return columns
+
+
+def _uncertainties(records: Iterable[ResultRecord]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for record in records:
+        for item in record.scores:
+            if item.score.interval is not None and item.score.uncertainty:
+                found.setdefault(item.kind.name, item.score.uncertainty)
+    return found
+
+
+# --- cells ------------------------------------------------------------------------------------------------
+
+
+def _cell(record: ResultRecord, column: Column) -> Cell:
+    item = next((item for item in record.scores if item.kind.name == column.name), None)
+    if item is not None:
+        return _score_cell(item)
+    if record.speed is None or (column.machine is not None and column.machine != _machine(record)):
+        return Cell("not measured")
+    if column.name == "seconds_per_100_images":
+        return _timing_cell(best_timing(record))
+    if column.name not in Speed.model_fields:
+        return Cell("not measured")
+    value = getattr(record.speed, column.name)
+    return Cell("not observed") if value is None else Cell("value", float(value))
+
+
+def _score_cell(item: ScoredMetric) -> Cell:
+    score: Score = item.score
+    if score.failure is not None:
+        return Cell("failed", note=score.failure, verified=item.verified)
+    low, high = score.interval if score.interval is not None else (None, None)
+    return Cell("value", score.value, low, high, verified=item.verified)
+
+
+def best_timing(record: ResultRecord) -> Timing | None:
+    """The newest measured timing of a record, else its newest extrapolated one, else None."""
+    timings = record.speed.timings if record.speed is not None else ()
+    measured = [timing for timing in timings if timing.method == "measured"]
+    return next(iter([*reversed(measured), *reversed(timings)]), None)
+
+
+def _timing_cell(timing: Timing | None) -> Cell:
+    if timing is None:
+        return Cell("not measured")
+    low, high = timing.spread
+    extrapolated = timing.method == "extrapolated"
+    return Cell("value", timing.seconds_per_100_images, low, high, extrapolated=extrapolated)
+
+
+# --- order ------------------------------------------------------------------------------------------------
+
+
+def _with_best(found: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
+    """The rows with the best cell of each ranked column flagged; equal values are all best."""
+    cells = [list(row.cells) for row in found]
+    for index, column in enumerate(columns):
+        if column.higher_is_better is None:
+            continue
+        values = [row.cells[index].value for row in found if row.ranked]
+        known = [value for value in values if value is not None]
+        # A single number is not the best of anything.
+        if len(known) < 2:
+            continue
+        best = max(known) if column.higher_is_better else min(known)
+        for row, line in zip(found, cells, strict=True):
+            if row.ranked and line[index].value == best:
+                line[index] = replace(line[index], best=True)
+    return [replace(row, cells=tuple(line)) for row, line in zip(found, cells, strict=True)]
+
+
+def _sorted(found: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
+    quality = [
+        index for index, column in enumerate(columns)
+        if column.axis == "quality" and column.higher_is_better is not None
+    ]  # fmt: skip
+    ranked = [row for row in found if row.ranked]
+    by = max(quality, key=lambda index: sum(row.cells[index].value is not None for row in ranked), default=None)
+
+    def key(row: Row) -> tuple[bool, bool, float]:
+        value = None if by is None else row.cells[by].value
+        if by is None or value is None:
+            return not row.ranked, True, 0.0
+        return not row.ranked, False, -value if columns[by].higher_is_better else value
+
+    return sorted(found, key=key)
+
+
+# --- flat -------------------------------------------------------------------------------------------------
+
+
+def flat(leaderboard: Leaderboard) -> list[Flat]:
+    """One dictionary a record, all with the same keys in the same order, numbers in full.
+
+    Each score has `<name>`, `<name>_stderr`, `_low`, `_high`, `_failure`, `_verified`, `_features_key` and
+    `_score_key`; None stands where a record has no such number. `table` counts the tables from 0: numbers of
+    different tables must not be compared.
+    """
+    lines = [_flat_row(index, row) for index, table in enumerate(leaderboard.tables) for row in table.rows]
+    columns = dict.fromkeys(column.name for table in leaderboard.tables for column in table.columns)
+    scores = {item.kind.name for table in leaderboard.tables for row in table.rows for item in row.record.scores}
+    head = ["table", "protocol", "model", "family", "ranked", "samples_key"]
+    scored = [name + ending for name in columns if name in scores for ending in _SCORE_ENDINGS]
+    keys = dict.fromkeys([*head, *scored, *(key for line in lines for key in line)])
+    return [{key: line.get(key) for key in keys} for line in lines]
+
+
+_SCORE_ENDINGS = ("", "_stderr", "_low", "_high", "_failure", "_verified", "_features_key", "_score_key")
+
+
+def _flat_row(table: int, row: Row) -> Flat:
+    record = row.record
+    line: Flat = {
+        "table": table,
+        "protocol": record.spec.protocol.name,
+        "model": record.model,
+        "family": record.family,
+        "ranked": row.ranked,
+        "samples_key": record.samples_key,
+    }
+    for item in record.scores:
+        score = item.score
+        low, high = score.interval if score.interval is not None else (None, None)
+        contents = (score.value, score.stderr, low, high, score.failure, item.verified, item.features_key, item.score_key)
+        line |= {item.kind.name + ending: content for ending, content in zip(_SCORE_ENDINGS, contents, strict=True)}
+    return line | _flat_speed(record)
+
+
+def _flat_speed(record: ResultRecord) -> Flat:
+    speed, timing, hardware = record.speed, best_timing(record), record.hardware
+    return {
+        "nfe": speed.nfe if speed else None,
+        "gradient_evaluations": speed.gradient_evaluations if speed else None,
+        "seconds_per_100_images": timing.seconds_per_100_images if timing else None,
+        "seconds_per_100_images_low": timing.spread[0] if timing else None,
+        "seconds_per_100_images_high": timing.spread[1] if timing else None,
+        "timing_method": timing.method if timing else None,
+        "timing_repeats": timing.repeats if timing else None,
+        "gflops_per_image": speed.gflops_per_image if speed else None,
+        "parameters": speed.parameters if speed else None,
+        "peak_memory_mib": speed.peak_memory_mib if speed else None,
+        "device": hardware.device,
+        "hardware": hardware.model,
+        "threads": hardware.threads,
+        "platform": hardware.platform,
+        "dtype": hardware.dtype,
+        "compiled": record.spec.compile,
+        "seed": record.spec.seed,
+        "created": record.provenance.created,
+        "record": record.name,
+    }

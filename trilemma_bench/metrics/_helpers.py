@@ -1,0 +1,202 @@
+"""What metrics share: checks of features, names of scores, exact neighbour search in bounded memory.
+
+Distances are squared, in float64, from |x|^2 + |y|^2 - 2 x.y over tiles of features that were centred first. The
+rounding of that sum is some 1e-15 of the norms; points that agree to `TIE` of them count as equally far, so that
+copies and lattices are decided by the ball's being open or closed, never by rounding, tile size or order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from trilemma_bench.errors import ProtocolError
+from trilemma_bench.kinds import Array, Reference
+
+Float64 = npt.NDArray[np.float64]
+Bool = npt.NDArray[np.bool_]
+Int64 = npt.NDArray[np.int64]
+
+TILE = 2048
+TIE = 1e-12
+GROUPS = 20
+"""Groups of the delete-a-group jackknife."""
+
+OPEN = TIE
+"""Slack of distances that are compared with `<`: a tie lies outside."""
+CLOSED = -TIE
+"""Slack of distances that are compared with `<=`: a tie lies inside."""
+
+
+# --- checks -----------------------------------------------------------------------------------------------
+
+
+def check_features(features: Array, *, what: str, minimum: int = 1, why: str = "a score needs a sample") -> Array:
+    """The array itself, if it is a finite float [N, D] with N >= `minimum`.
+
+    Args:
+        features: What the extractor gave.
+        what: How messages call it, such as `generated features`.
+        minimum: Rows that the metric needs.
+        why: What they are needed for.
+
+    Raises:
+        ProtocolError: Not two-dimensional, not floating-point, too few rows, or not finite.
+    """
+    array = np.asarray(features)
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise ProtocolError(f"{what} must be [N, D] with D >= 1; got shape {array.shape}. Give one row an image.")
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ProtocolError(f"{what} must be floating-point; got {array.dtype}. Convert them with astype('float32').")
+    if len(array) < minimum:
+        raise ProtocolError(f"{what}: {why}, at least {minimum} rows; got {len(array)}. Give more images.")
+    finite = np.isfinite(array).all(axis=1)
+    if not finite.all():
+        raise ProtocolError(
+            f"{what}: {len(array) - int(finite.sum())} of {len(array)} rows hold NaN or Inf, the first is row "
+            f"{int(np.argmin(finite))}. Look for broken images there, or for an overflow of float16."
+        )
+    return array
+
+
+def check_same_width(real: Array, generated: Array) -> None:
+    """Raises ProtocolError unless both have the same number of columns."""
+    if real.shape[-1] != generated.shape[-1]:
+        raise ProtocolError(
+            f"real features have {real.shape[-1]} columns and generated ones {generated.shape[-1]}. "
+            "Both must come from the same layer of the same extractor."
+        )
+
+
+def check_pair(real: Array, generated: Array, *, minimum: int, why: str) -> tuple[Array, Array]:
+    """Both feature arrays, checked by `check_features` and for equal width."""
+    real = check_features(real, what="real features", minimum=minimum, why=why)
+    generated = check_features(generated, what="generated features", minimum=minimum, why=why)
+    check_same_width(real, generated)
+    return real, generated
+
+
+def check_k(k: int) -> None:
+    """Raises ProtocolError unless `k` is a count of neighbours."""
+    if k < 1:
+        raise ProtocolError(f"k must be at least 1; got {k}. Take the paper's number of neighbours.")
+
+
+# --- names ------------------------------------------------------------------------------------------------
+
+
+def extractor_of(real: Reference) -> tuple[str, bool]:
+    """Name of the extractor that a reference belongs to, and whether it is Inception, from `about`.
+
+    Raises:
+        ProtocolError: The reference does not say.
+    """
+    name = real.about.get("extractor")
+    if not isinstance(name, str):
+        raise ProtocolError(
+            f"the reference {real.identity[:12]} does not name its extractor ('extractor' in `about`). "
+            "Make it again with `trilemma-bench reference make`."
+        )
+    return name, bool(real.about.get("is_inception", False))
+
+
+# --- neighbours -------------------------------------------------------------------------------------------
+
+
+def tiles(points: Array, others: Array, *, slack: float = 0.0) -> Iterator[tuple[slice, slice, Float64]]:
+    """Squared distances in tiles of at most TILE x TILE, row of tiles by row of tiles.
+
+    Args:
+        points: Float [N, D].
+        others: Float [M, D].
+        slack: The norms in |x|^2 + |y|^2 - 2 x.y count 1 + slack times; see OPEN and CLOSED.
+
+    Yields:
+        (rows of points, rows of others, float64 squared distances); rounding may leave one just below 0.
+    """
+    centre = others.mean(axis=0, dtype=np.float64)
+    for start in range(0, len(points), TILE):
+        rows = slice(start, start + TILE)
+        x = points[rows] - centre
+        x2 = (1 + slack) * np.einsum("nd,nd->n", x, x)
+        for other_start in range(0, len(others), TILE):
+            columns = slice(other_start, other_start + TILE)
+            y = others[columns] - centre
+            distances = x @ y.T
+            distances *= -2
+            distances += x2[:, None]
+            distances += (1 + slack) * np.einsum("nd,nd->n", y, y)
+            yield rows, columns, distances
+
+
+def nearest(
+    points: Array,
+    others: Array,
+    *,
+    k: int = 1,
+    labels: Int64 | None = None,
+    itself: bool = False,
+    slack: float = 0.0,
+) -> Float64:
+    """Squared distances from each point to its k nearest of the others, in each group of the others.
+
+    Args:
+        points: Float [N, D].
+        others: Float [M, D].
+        k: Neighbours to keep.
+        labels: int64 [M], the group of each of the others; None for one group.
+        itself: Whether `others` are the same samples as `points`; none is then its own neighbour.
+        slack: See `tiles`.
+
+    Returns:
+        float64 [N, G, k], ascending along k, not below 0 unless `slack` is; infinite where a group has fewer.
+    """
+    groups = np.zeros(len(others), dtype=np.int64) if labels is None else labels
+    count = int(groups.max()) + 1
+    members = [[np.flatnonzero(groups[start : start + TILE] == group) for group in range(count)]
+               for start in range(0, len(others), TILE)]  # fmt: skip
+    best = np.full((len(points), count, k), np.inf)
+    for rows, columns, distances in tiles(points, others, slack=slack):
+        if itself and rows == columns:
+            np.fill_diagonal(distances, np.inf)
+        if slack == 0:
+            np.maximum(distances, 0, out=distances)
+        for group, found in enumerate(members[columns.start // TILE]):
+            part = distances if labels is None else distances[:, found]
+            if part.shape[1] > k:
+                part = np.partition(part, k - 1, axis=1)[:, :k]
+            merged = np.concatenate([best[rows, group], part], axis=1)
+            best[rows, group] = np.partition(merged, k - 1, axis=1)[:, :k]
+    return np.sort(best, axis=2)
+
+
+def kth_radii(points: Array, *, k: int) -> Float64:
+    """Squared distance of each point to its k-th nearest other point, float64 [N]; needs N > k."""
+    return nearest(points, points, k=k, itself=True)[:, 0, k - 1]
+
+
+def covered(points: Array, centres: Array, radii: Float64) -> Bool:
+    """Whether each point lies in at least one closed ball, for several sets of radii at once.
+
+    Args:
+        points: Float [N, D].
+        centres: Float [M, D].
+        radii: float64 [M, V], squared; -inf leaves a ball out.
+
+    Returns:
+        bool [N, V].
+    """
+    widest = radii.max(axis=1)
+    inside = np.zeros((len(points), radii.shape[1]), dtype=bool)
+    for rows, columns, distances in tiles(points, centres, slack=CLOSED):
+        point, ball = np.nonzero(distances <= widest[columns])
+        # Pairs in portions, so that memory stays bounded where every ball holds every point.
+        for start in range(0, len(point), TILE * TILE // radii.shape[1]):
+            part = slice(start, start + TILE * TILE // radii.shape[1])
+            which, reach = point[part], radii[columns][ball[part]]
+            hits = distances[which, ball[part], None] <= reach
+            first = np.flatnonzero(np.diff(which, prepend=-1))
+            inside[which[first] + rows.start] |= np.logical_or.reduceat(hits, first, axis=0)
+    return inside

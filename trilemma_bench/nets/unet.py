@@ -1,0 +1,75 @@
+"""The epsilon-prediction network of DDPM and DDIM: diffusers' `UNet2DModel` (Ho et al. 2020, arXiv 2006.11239).
+
+A configuration is that model's own, with one key beside it: `pixel_block` (see `pixel_blocks`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers import UNet2DModel
+from torch import Tensor, nn
+
+from trilemma_bench.errors import WeightsError, unknown_name
+from trilemma_bench.nets.pixel_blocks import in_pixel_blocks, inside
+
+CIFAR10_PAPER: dict[str, Any] = {
+    "sample_size": 32,
+    "in_channels": 3,
+    "out_channels": 3,
+    "block_out_channels": [128, 256, 256, 256],
+    "layers_per_block": 2,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    "attention_head_dim": None,
+    "act_fn": "silu",
+    "time_embedding_type": "positional",
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "downsample_padding": 0,
+    "norm_eps": 1e-6,
+    "norm_num_groups": 32,
+    "mid_block_scale_factor": 1,
+    "center_input_sample": False,
+}
+"""google/ddpm-cifar10-32: 35,746,307 parameters."""
+
+
+class EpsilonNet(nn.Module):
+    """Predicts the noise in x_t: (x_t float [N, C, H, W], t int64 [N]) -> eps float [N, C, H, W]."""
+
+    def __init__(self, unet: UNet2DModel) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        eps: Tensor = self.unet(x_t, t, return_dict=False)[0]
+        return eps
+
+
+def build(config: Mapping[str, Any]) -> nn.Module:
+    """The network of a `UNet2DModel` configuration: (x_t, t) -> eps.
+
+    Raises:
+        UsageError: A key that is not one of `UNet2DModel`'s.
+        WeightsError: A combination that diffusers refuses; says why.
+    """
+    known = set(inspect.signature(UNet2DModel.__init__).parameters) - {"self"}
+    settings = {k: v for k, v in config.items() if k != "pixel_block" and not k.startswith("_")}
+    for key in settings:
+        if key not in known:
+            raise unknown_name("UNet2DModel option", key, known)
+    try:
+        unet = UNet2DModel(**settings)
+    except (ValueError, TypeError, AssertionError) as error:
+        raise WeightsError(f"UNet2DModel refuses this configuration: {error}") from error
+    return in_pixel_blocks(EpsilonNet(unet), int(config.get("pixel_block", 1)))
+
+
+def unet_of(net: nn.Module) -> UNet2DModel:
+    """The `UNet2DModel` inside what `build` returned: its state dict has diffusers' keys."""
+    net = inside(net)
+    assert isinstance(net, EpsilonNet), "built by build()"
+    return net.unet

@@ -1,0 +1,180 @@
+"""What was measured: one model under one protocol, with everything needed to trace it and make it again."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from trilemma_bench.errors import StoreError
+from trilemma_bench.spec import Frozen, RunSpec, digest
+
+SCHEMA_VERSION = 1
+
+Axis = Literal["quality", "coverage", "speed"]
+
+
+class ScoreKind(Frozen):
+    """What a score is: its name, the axis of the trilemma it speaks of, its direction and unit.
+
+    `higher_is_better` is None where neither direction is better by itself.
+    """
+
+    name: str
+    axis: Axis
+    higher_is_better: bool | None
+    unit: str = ""
+    label: str = ""
+    """How a leaderboard heads the column; the name where empty."""
+
+
+class Score(Frozen):
+    """One number with its uncertainty, or the reason why there is none.
+
+    `interval` is a 95 % interval and `uncertainty` says how it and `stderr` were got.
+    """
+
+    value: float | None
+    stderr: float | None = None
+    interval: tuple[float, float] | None = None
+    uncertainty: str = ""
+    n: int | None = None
+    failure: str | None = None
+
+    @model_validator(mode="after")
+    def _value_or_failure(self) -> Score:
+        if (self.value is None) == (self.failure is None):
+            raise ValueError("a score has a value or a failure, and never both")
+        if self.value is not None and not math.isfinite(self.value):
+            raise ValueError(f"a score is finite or a failure; got {self.value}")
+        return self
+
+    @classmethod
+    def failed(cls, reason: str) -> Score:
+        """A score that could not be computed, and why."""
+        return cls(value=None, failure=reason)
+
+
+class ScoredMetric(Frozen):
+    """A score with what it is and the keys of what fixed it."""
+
+    kind: ScoreKind
+    score: Score
+    features_key: str
+    score_key: str
+    verified: bool = True
+    """False where the extractor's weights did not have the published digest."""
+
+
+class Timing(Frozen):
+    """Seconds per 100 images by the protocol's timing rule.
+
+    `method` is `measured`, or `extrapolated` where network evaluations were timed in place and multiplied by `nfe`.
+    """
+
+    method: Literal["measured", "extrapolated"]
+    seconds_per_100_images: float = Field(gt=0)
+    spread: tuple[float, float]
+    """Smallest and largest repeat, in seconds per 100 images."""
+    repeats: int
+    num_images: int
+    warmup: int
+    load_seconds: float
+    """Time to read and build the model; not part of the speed."""
+
+
+class Speed(Frozen):
+    """What sampling costs: counted, timed, and computed. None means: not observed."""
+
+    nfe: float | None
+    """Forward calls of the named networks, per image."""
+    gradient_evaluations: float | None = None
+    parameters: int | None = None
+    gflops_per_image: float | None = None
+    peak_memory_mib: float | None = None
+    timings: tuple[Timing, ...] = ()
+
+
+class Hardware(Frozen):
+    """The machine, as far as it moves a number."""
+
+    device: str
+    model: str
+    threads: int
+    platform: str
+    dtype: str
+
+
+class Provenance(Frozen):
+    """Where the numbers come from: digests of all inputs, versions, commit, command."""
+
+    package_version: str
+    commit: str | None
+    dirty: bool | None
+    versions: dict[str, str]
+    weights_digest: str | None
+    weights_source: str | None
+    data_fingerprint: str | None
+    reference_digests: dict[str, str]
+    extractor_identities: dict[str, str]
+    samples_digest: str
+    """SHA-256 over the generated images in order of their seeds."""
+    store: dict[str, Any] = {}
+    """Where the samples came from: generated, cached, shipped; what was made again and how it compared."""
+    command: str = ""
+    created: str = ""
+    duration_seconds: float = 0.0
+
+
+class ResultRecord(Frozen):
+    """One model under one protocol."""
+
+    schema_version: int = SCHEMA_VERSION
+    model: str
+    """The name in the leaderboard."""
+    family: str
+    spec: RunSpec
+    samples_key: str
+    scores: tuple[ScoredMetric, ...]
+    speed: Speed | None
+    """None where images were scored that this program did not make."""
+    hardware: Hardware
+    provenance: Provenance
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """`<model>-<first 12 digits of the spec's and weights' digest>`: the file name of the record."""
+        safe = "".join(letter if letter.isalnum() or letter in "._=-" else "_" for letter in self.model)
+        key = digest([self.spec.digest, self.samples_key])
+        return f"{safe[:80]}-{key[:12]}"
+
+    def score(self, name: str) -> Score | None:
+        """The score of that name, or None where the record has none."""
+        return next((item.score for item in self.scores if item.kind.name == name), None)
+
+    @classmethod
+    def read(cls, path: Path) -> ResultRecord:
+        """Read a record from its JSON file.
+
+        Raises:
+            StoreError: Not a record, or one of a newer schema.
+        """
+        try:
+            content = json.loads(path.read_text())
+            version = content.get("schema_version")
+            if version != SCHEMA_VERSION:
+                raise StoreError(
+                    f"{path}: schema version {version!r}, this program reads {SCHEMA_VERSION}. "
+                    "Use the version of trilemma-bench that wrote it, or measure again."
+                )
+            return cls.model_validate(content)
+        except (json.JSONDecodeError, ValidationError, AttributeError, OSError, UnicodeDecodeError) as error:
+            raise StoreError(f"{path}: not a result record: {error}. Move it away and measure again.") from error
+
+    def dumps(self) -> str:
+        """The record as JSON text."""
+        return self.model_dump_json(indent=2) + "\n"

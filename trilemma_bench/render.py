@@ -1,0 +1,210 @@
+"""Tables to text: Markdown, CSV and a terminal table. Pure; imports no torch.
+
+Names in a table come from anywhere: Markdown cells are escaped, CSV cells cannot start a formula, and the terminal
+table takes no markup from them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from typing import TYPE_CHECKING
+
+from trilemma_bench.leaderboard import AXES, Cell, Column, Leaderboard, Row, Table, flat
+
+if TYPE_CHECKING:
+    import rich.table
+
+ARROWS = {True: " ↑", False: " ↓", None: ""}
+EXTRAPOLATED = "†"
+UNVERIFIED = "‡"
+
+
+def to_markdown(leaderboard: Leaderboard) -> str:
+    """The leaderboard as GitHub Markdown: a heading, a table and its notes for each table."""
+    if not leaderboard.tables:
+        return "No results.\n"
+    return "\n".join(_markdown_table(table) for table in leaderboard.tables)
+
+
+def to_csv(leaderboard: Leaderboard) -> str:
+    """One line a record with the columns of `leaderboard.flat`: numbers in full, None empty, true and false.
+
+    A text that a spreadsheet would take for a formula (it begins with =, +, -, @, tab or carriage return) gets an
+    apostrophe in front.
+    """
+    lines = flat(leaderboard)
+    if not lines:
+        return ""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_csv_cell(key) for key in lines[0])
+    writer.writerows([_csv_cell(content) for content in line.values()] for line in lines)
+    return text.getvalue()
+
+
+def to_terminal(table: Table) -> rich.table.Table:
+    """One table of a leaderboard for rich's console, best values in bold, with its notes as the caption."""
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    found = RichTable(
+        title=Text(_heading(table)), caption=Text("\n".join(notes(table))), caption_justify="left", title_justify="left"
+    )
+    found.add_column("model", overflow="fold")
+    for column in table.columns:
+        found.add_column(Text(header(table, column)), justify="right")
+    for row in table.rows:
+        name = Text(printable(row.label), style="" if row.ranked else "italic dim")
+        cells = [
+            Text(cell_text(cell, column), style="bold" if cell.best else "dim" if cell.value is None else "")
+            for cell, column in zip(row.cells, table.columns, strict=True)
+        ]
+        found.add_row(name, *cells)
+    return found
+
+
+# --- text of the parts ------------------------------------------------------------------------------------
+
+
+def header(table: Table, column: Column) -> str:
+    """A column's head: label, unit, machine where there are several, and the direction of better."""
+    unit = f" [{column.unit}]" if column.unit else ""
+    several = column.machine is not None and len(table.machines) > 1
+    machine = f" (machine {_number_of(table, column)})" if several else ""
+    return f"{column.label}{unit}{machine}{ARROWS[column.higher_is_better]}"
+
+
+def cell_text(cell: Cell, column: Column) -> str:
+    """What stands in a cell, without emphasis: the number with its interval and marks, or why there is none."""
+    if cell.state == "failed":
+        return f"failed: {printable(cell.note)}"
+    if cell.value is None:
+        return "–" if cell.state == "not measured" else cell.state
+    marks = EXTRAPOLATED * cell.extrapolated + UNVERIFIED * (not cell.verified)
+    return _number(cell, column) + marks
+
+
+def notes(table: Table) -> list[str]:
+    """The lines under a table: machine, dates, axes, signs, and how the intervals were got."""
+    lines = []
+    if len(table.machines) == 1:
+        lines.append(f"Speed on {printable(str(table.machines[0]))}.")
+    elif table.machines:
+        listed = "; ".join(f"{index}: {each}" for index, each in enumerate(table.machines, start=1))
+        lines.append(f"Speed on {printable(listed)}; machines are not ranked together.")
+    if table.created is not None:
+        first, last = table.created
+        lines.append(f"Measured on {first}." if first == last else f"Measured from {first} to {last}.")
+    lines += [_axes_note(table), "↑ higher is better, ↓ lower is better; the best value of a column is in bold."]
+    if not all(row.ranked for row in table.rows):
+        lines.append("Real images and untrained networks are the ceiling and the floor: shown last and not ranked.")
+    cells = [cell for row in table.rows for cell in row.cells]
+    if any(cell.extrapolated for cell in cells):
+        lines.append(f"{EXTRAPOLATED} extrapolated: network evaluations timed in place, times the counted NFE.")
+    if not all(cell.verified for cell in cells):
+        lines.append(f"{UNVERIFIED} unverified: the extractor's weights do not have the published digest.")
+    return [*lines, *_interval_notes(table)]
+
+
+def printable(text: str) -> str:
+    """The text on one line, without control characters."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def _heading(table: Table) -> str:
+    return printable(f"{table.protocol}: {table.title}" if table.title else table.protocol)
+
+
+def _number_of(table: Table, column: Column) -> str:
+    return str(1 + [*table.machines].index(column.machine)) if column.machine is not None else ""
+
+
+def _axes_note(table: Table) -> str:
+    parts = []
+    for axis in AXES:
+        labels = dict.fromkeys(column.label for column in table.columns if column.axis == axis)
+        if labels:
+            parts.append(f"{axis.capitalize()}: {', '.join(labels)}.")
+    return printable(" ".join(parts))
+
+
+def _interval_notes(table: Table) -> list[str]:
+    how: dict[str, list[str]] = {}
+    for column in table.columns:
+        if column.name in table.uncertainties:
+            how.setdefault(table.uncertainties[column.name], []).append(column.label)
+    if not how:
+        return []
+    listed = "; ".join(f"{', '.join(labels)}: {text}" for text, labels in how.items())
+    return [
+        "± and [low, high] are 95 % intervals for other samples of the same number; they do not cover the bias that "
+        "a metric has at this number. For seconds, [low, high] are the fastest and the slowest repeat.",
+        printable(f"Intervals from: {listed}."),
+    ]
+
+
+# --- numbers ----------------------------------------------------------------------------------------------
+
+
+def _number(cell: Cell, column: Column) -> str:
+    value = cell.value if cell.value is not None else math.nan
+    if column.name == "parameters":
+        return f"{value / 1e6:.3g} M"
+    if cell.low is None or cell.high is None:
+        return f"{value:.{_decimals(value, significant=4)}f}".rstrip("0").rstrip(".") if value % 1 else f"{value:.0f}"
+    below, above = value - cell.low, cell.high - value
+    half = max(below, above)
+    decimals = _decimals(half, significant=2) if half > 0 else _decimals(value, significant=4)
+    # An interval that was cut off or is skewed is written out; ± would say more than is known.
+    if column.name != "seconds_per_100_images" and abs(above - below) <= 0.1 * half:
+        return f"{value:.{decimals}f} ± {half:.{decimals}f}"
+    return f"{value:.{decimals}f} [{cell.low:.{decimals}f}, {cell.high:.{decimals}f}]"
+
+
+def _decimals(value: float, *, significant: int) -> int:
+    """Decimals that show `significant` digits of a value, 0..9."""
+    if value == 0 or not math.isfinite(value):
+        return 0
+    return min(9, max(0, significant - 1 - math.floor(math.log10(abs(value)))))
+
+
+# --- Markdown and CSV -------------------------------------------------------------------------------------
+
+
+def _markdown_table(table: Table) -> str:
+    heads = [escape("model"), *(escape(header(table, column)) for column in table.columns)]
+    lines = [f"## {escape(_heading(table))}", "", _line(heads), _line([":--", *["--:"] * len(table.columns)])]
+    lines += [_markdown_row(row, table.columns) for row in table.rows]
+    return "\n".join([*lines, "", *(f"- {escape(note)}" for note in notes(table)), ""])
+
+
+def _markdown_row(row: Row, columns: tuple[Column, ...]) -> str:
+    name = escape(row.label)
+    cells = [name if row.ranked else f"*{name}*"]
+    for cell, column in zip(row.cells, columns, strict=True):
+        text = escape(cell_text(cell, column))
+        cells.append(f"**{text}**" if cell.best else text)
+    return _line(cells)
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def escape(text: str) -> str:
+    """Text that Markdown and HTML show as it is, on one line, in a table cell or outside."""
+    text = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = re.sub(r"([\\`|*\[\]~])", r"\\\1", text)
+    # Within a word an underscore means nothing to GitHub's Markdown.
+    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
+
+
+def _csv_cell(content: str | int | float | bool | None) -> str | int | float | None:
+    if isinstance(content, bool):
+        return "true" if content else "false"
+    if isinstance(content, str) and content.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return f"'{content}"
+    return content

@@ -1,0 +1,103 @@
+"""What the samplers of one epsilon-prediction network share: the network, its chain, its files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trilemma_bench.diffusion import Chain, linear_betas
+from trilemma_bench.errors import WeightsError
+from trilemma_bench.kinds import Weights
+from trilemma_bench.nets import unet
+from trilemma_bench.samplers._helpers import ImageSampler, built, make_weights, read_tensors, seeded
+
+TOLERANCE = (2, 0.002)
+"""Measured between micro-batches of 1 to 100 and one to two threads: see tests/test_every_sampler.py."""
+
+
+class EpsilonSampler(ImageSampler):
+    """A sampler over `Chain` with a network that predicts the noise in x_t."""
+
+    def __init__(self, name: str, weights: Weights, **settings: Any) -> None:
+        config = weights.config
+        net = seeded(unet.build, config["unet"], weights.seed)
+        built(net, weights, unet.unet_of(net))
+        block = int(config["unet"].get("pixel_block", 1))
+        size = int(config["unet"]["sample_size"]) * block
+        channels = int(config["unet"]["in_channels"]) // block**2
+        super().__init__(name, {"eps": net}, (channels, size, size), identity=weights.digest, **settings)
+        betas = config.get("betas") or {}
+        self.chain = Chain(linear_betas(int(config.get("num_train_steps", 1000)), **betas))
+
+    def predict_noise(self, x_t: Tensor, t: int) -> Tensor:
+        """eps float32 [N, C, H, W] at one step for the whole micro-batch."""
+        eps: Tensor = self.networks["eps"](x_t, torch.full((len(x_t),), t, device=self.device))
+        return eps.float()
+
+    def alpha_bar(self, t: int) -> float:
+        """Signal variance at step t; 1 at t = -1, the clean image."""
+        return float(self.chain.alpha_bar[t]) if t >= 0 else 1.0
+
+
+def load(path: Path) -> Weights:
+    """Weights of an epsilon network: `.safetensors` of this package, or a folder that diffusers saved.
+
+    A folder holds `config.json` and `diffusion_pytorch_model.safetensors` (or `.bin`), itself or under `unet/`;
+    `scheduler_config.json` gives the betas. It is read from the disk; nothing is fetched.
+    """
+    if path.is_dir():
+        return _load_diffusers(path)
+    tensors, config = read_tensors(path)
+    if config is None:
+        raise WeightsError(
+            f"{path}: holds no network configuration. Give a .safetensors that `trilemma-bench train ddpm` wrote, "
+            "or a folder that diffusers saved (config.json beside the weights)."
+        )
+    return make_weights(tensors, config, str(path))
+
+
+def _load_diffusers(path: Path) -> Weights:
+    folder = path / "unet" if (path / "unet" / "config.json").is_file() else path
+    names = [f"diffusion_pytorch_model.{suffix}" for suffix in ("safetensors", "bin")]
+    file = next((folder / name for name in names if (folder / name).is_file()), None)
+    if file is None or not (folder / "config.json").is_file():
+        raise WeightsError(f"{path}: expected config.json and {names[0]} in a diffusers folder; one is missing.")
+    config = json.loads((folder / "config.json").read_text())
+    if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
+        raise WeightsError(f"{path}: holds a {config['_class_name']}; only UNet2DModel is read.")
+    settings = {k: v for k, v in config.items() if not k.startswith("_")}
+    found: dict[str, Any] = {"unet": settings, **_scheduler(path)}
+    tensors, _ = read_tensors(file)
+    return make_weights(_modern_keys(tensors), found, str(path))
+
+
+def _scheduler(path: Path) -> dict[str, Any]:
+    """Chain length and betas from `scheduler_config.json`, where there is one."""
+    places = [path / "scheduler_config.json", path / "scheduler" / "scheduler_config.json"]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        return {"num_train_steps": 1000}
+    content = json.loads(file.read_text())
+    schedule = content.get("beta_schedule", "linear")
+    if schedule != "linear":
+        raise WeightsError(f"{file}: beta_schedule {schedule!r}; only the linear schedule is read.")
+    prediction = content.get("prediction_type", "epsilon")
+    if prediction != "epsilon":
+        raise WeightsError(f"{file}: prediction_type {prediction!r}; only epsilon prediction is read.")
+    betas = {"start": content.get("beta_start", 1e-4), "end": content.get("beta_end", 0.02)}
+    return {"num_train_steps": int(content.get("num_train_timesteps", 1000)), "betas": betas}
+
+
+def _modern_keys(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Attention keys of old diffusers files (query, key, value, proj_attn) under their present names."""
+    names = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+    renamed = {}
+    for key, tensor in tensors.items():
+        for old, new in names.items():
+            key = key.replace(old, new) if "attentions" in key else key
+        renamed[key] = tensor
+    return renamed

@@ -1,0 +1,205 @@
+"""What every image sampler shares: noise keyed by image, fixed micro-batches, precision, reading weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trilemma_bench.errors import UsageError, WeightsError
+from trilemma_bench.images import to_uint8
+from trilemma_bench.kinds import Weights
+from trilemma_bench.spec import digest
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Noise:
+    """Random numbers of a micro-batch: each image has streams of its own, keyed by (seed, stream).
+
+    Philox is a counter-based generator: streams with different keys are independent, on every machine the same.
+    Numbers are drawn on the CPU, so that they do not depend on the device.
+    """
+
+    def __init__(self, seeds: Tensor, device: torch.device) -> None:
+        self._seeds = seeds.to(torch.int64).cpu().numpy().view(np.uint64)
+        self._device = device
+        self._streams: dict[int, list[np.random.Generator]] = {}
+
+    def normal(self, *shape: int, stream: int) -> Tensor:
+        """The next N(0, I) numbers of `stream`, float32 [N, *shape]."""
+        out = np.empty((len(self._seeds), *shape), np.float32)
+        for row, rng in zip(out, self._generators(stream), strict=True):
+            rng.standard_normal(shape, np.float32, out=row if row.ndim else None)
+        return torch.from_numpy(out).to(self._device)
+
+    def integers(self, high: int, *, stream: int) -> Tensor:
+        """The next whole numbers in 0..high-1 of `stream`, int64 [N]."""
+        drawn = [rng.integers(high) for rng in self._generators(stream)]
+        return torch.tensor(drawn, dtype=torch.int64, device=self._device)
+
+    def _generators(self, stream: int) -> list[np.random.Generator]:
+        if stream not in self._streams:
+            keys = [np.array([seed, stream], np.uint64) for seed in self._seeds]
+            self._streams[stream] = [np.random.Generator(np.random.Philox(key=key)) for key in keys]
+        return self._streams[stream]
+
+
+X_T, STEP, LATENT, LABEL = range(4)
+"""Streams: the start of a chain, the noise of its steps, latent z, class labels."""
+
+
+class ImageSampler(ABC):
+    """A sampler of images in fixed micro-batches, the last one padded, so that companions do not matter.
+
+    Args:
+        name: As in the leaderboard.
+        networks: The networks whose forward calls are the number of function evaluations.
+        image_shape: (C, H, W).
+        micro_batch: Images in one batch of the networks.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        networks: Mapping[str, nn.Module],
+        image_shape: tuple[int, int, int],
+        *,
+        identity: str,
+        device: str = "cpu",
+        dtype: str = "float32",
+        compile: bool = False,
+        micro_batch: int = 50,
+    ) -> None:
+        self.name = name
+        self.image_shape = image_shape
+        self.identity = identity
+        self.micro_batch = micro_batch
+        self.device = torch.device(device)
+        self.dtype = DTYPES[dtype]
+        self.networks = dict(networks)
+        for network in self.networks.values():
+            network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network.eval().requires_grad_(False)
+            if compile:
+                # The bound method, so that hooks on the module stay outside of what is compiled.
+                network.forward = torch.compile(network.forward)  # type: ignore[method-assign]
+
+    @abstractmethod
+    def draw(self, noise: Noise, count: int) -> Tensor:
+        """One micro-batch: float [count, C, H, W] in about [-1, 1]."""
+
+    @property
+    @abstractmethod
+    def expected_nfe(self) -> int:
+        """Evaluations an image by the formula of the method; the count must agree."""
+
+    @torch.inference_mode()
+    def sample(self, seeds: Tensor) -> Tensor:
+        """int64 [N] -> uint8 [N, C, H, W]; image i depends on seeds[i] alone."""
+        seeds = torch.as_tensor(seeds)
+        if seeds.ndim != 1 or seeds.dtype != torch.int64:
+            raise UsageError(f"seeds must be int64 [N]; got {seeds.dtype} {list(seeds.shape)}.")
+        size = self.micro_batch
+        padded = torch.cat([seeds, seeds.new_zeros(-len(seeds) % size)])
+        context = nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+        parts = []
+        with context:
+            for batch in padded.split(size):
+                parts.append(to_uint8(self.draw(Noise(batch, self.device), size).float()).cpu())
+        return torch.cat(parts)[: len(seeds)] if parts else torch.empty(0, *self.image_shape, dtype=torch.uint8)
+
+
+# --- weights ----------------------------------------------------------------------------------------------
+
+
+def weights_digest(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
+    """SHA-256 over configuration, names, types, shapes and bytes: the same for one content in every file format."""
+    total = hashlib.sha256(digest(dict(config)).encode())
+    for key in sorted(tensors):
+        tensor = tensors[key].detach().cpu().contiguous()
+        total.update(f"{key}:{tensor.dtype}:{list(tensor.shape)}".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return total.hexdigest()
+
+
+def make_weights(tensors: Mapping[str, Tensor], config: Mapping[str, Any], source: str) -> Weights:
+    """Checked weights: floating-point numbers must be finite."""
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
+            raise WeightsError(f"{source}: {key} holds values that are not finite. Export the weights again.")
+    return Weights(dict(config), dict(tensors), weights_digest(tensors, config), source)
+
+
+def untrained(config: Mapping[str, Any], seed: int = 0) -> Weights:
+    """Weights that the network's own initialisation makes from `seed`."""
+    return Weights(dict(config), None, digest(["untrained", seed, dict(config)]), f"untrained, seed {seed}", seed)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Tensors and, where the file holds it, the configuration; nothing in the file is executed.
+
+    Reads `.safetensors` (configuration in the header, as `trilemma-bench train` writes it) and what
+    `torch.load(weights_only=True)` takes, a bare state dict or one under `state_dict` or `ema`.
+
+    Raises:
+        WeightsError: Missing, unreadable, or not a state dict.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file. Give the path of a weights file after the @.")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(str(path), "pt") as stream:
+                header = stream.metadata() or {}
+                tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
+            return tensors, json.loads(header["config"]) if "config" in header else None
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        first = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        raise WeightsError(
+            f"{path}: cannot be read as safetensors or as a plain state dict: {first}. "
+            "Files that would run code are refused; save the state dict alone."
+        ) from error
+    for key in ("ema", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise WeightsError(f"{path}: holds {type(content).__name__}, expected a state dict of tensors.")
+    return content, None
+
+
+def built(net: nn.Module, weights: Weights, load_into: nn.Module | None = None) -> nn.Module:
+    """`net` with `weights` loaded strictly into it (or into `load_into`, a part of it).
+
+    Raises:
+        WeightsError: Missing, unexpected or wrongly shaped tensors; names the first of them.
+    """
+    if weights.tensors is None:
+        return net
+    target = net if load_into is None else load_into
+    floats = {k: v.float() if v.is_floating_point() else v for k, v in weights.tensors.items()}
+    try:
+        target.load_state_dict(floats, strict=True)
+    except (RuntimeError, WeightsError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        detail = " ".join(lines[1:3] or lines)[:500]
+        raise WeightsError(f"{weights.source}: these are not the weights of this network: {detail}") from error
+    return net
+
+
+def seeded(build: Any, config: Mapping[str, Any], seed: int) -> nn.Module:
+    """`build(config)` with torch's generator at `seed`, and put back as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net: nn.Module = build(config)
+    return net

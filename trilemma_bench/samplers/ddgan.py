@@ -1,0 +1,115 @@
+"""Sampling of denoising diffusion GANs (Xiao, Kreis & Vahdat 2022, arXiv 2112.07804): T evaluations an image.
+
+For t = T-1 .. 0: a fresh z, x_0 = G(x_{t+1}, t, z), x_t ~ q(x_t | x_{t+1}, x_0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from trilemma_bench.diffusion import GanChain
+from trilemma_bench.errors import WeightsError
+from trilemma_bench.kinds import SamplerKind, Weights
+from trilemma_bench.nets.ncsnpp import build_generator
+from trilemma_bench.nets.pixel_blocks import in_pixel_blocks
+from trilemma_bench.samplers._helpers import (
+    LATENT,
+    STEP,
+    X_T,
+    ImageSampler,
+    Noise,
+    built,
+    make_weights,
+    read_tensors,
+    seeded,
+)
+from trilemma_bench.spec import Frozen
+
+
+class Options(Frozen):
+    """`num_timesteps` T overrides what the weights' configuration says (authors' files do not say)."""
+
+    num_timesteps: int | None = Field(default=None, ge=1)
+
+
+class DDGANSampler(ImageSampler):
+    """T steps of generate and diffuse back."""
+
+    def __init__(self, options: Options, weights: Weights, **settings: Any) -> None:
+        config = weights.config
+        generator = seeded(build_generator, config["generator"], weights.seed)
+        built(generator, weights)
+        block = int(config.get("pixel_block", 1))
+        size = int(config["generator"]["image_size"]) * block
+        channels = int(config["generator"]["num_channels"]) // block**2
+        networks = {"G": in_pixel_blocks(generator, block)}
+        super().__init__("ddgan", networks, (channels, size, size), identity=weights.digest, **settings)
+        self.chain = GanChain(options.num_timesteps or int(config.get("num_timesteps", 4)))
+        self.nz = int(config["generator"].get("nz", 100))
+
+    @property
+    def expected_nfe(self) -> int:
+        return self.chain.num_steps
+
+    def draw(self, noise: Noise, count: int) -> Tensor:
+        x = noise.normal(*self.image_shape, stream=X_T)
+        for index in reversed(range(self.chain.num_steps)):
+            t = torch.full((count,), index, device=self.device)
+            z = noise.normal(self.nz, stream=LATENT)
+            x0 = self.networks["G"](x, t, z).float()
+            if index == 0:
+                return self.chain.posterior_sample(x0, x, t, torch.zeros_like(x))
+            x = self.chain.posterior_sample(x0, x, t, noise.normal(*self.image_shape, stream=STEP))
+        raise AssertionError("a chain has at least one step")
+
+
+def load(path: Path) -> Weights:
+    """Weights of a generator: `.safetensors` of this package, or the authors' `netG_*.pth`.
+
+    The authors' files hold no configuration: width, depth of the mapping and sizes of z are read off the shapes,
+    the rest is the released configuration of CIFAR-10 (384 tensors) or of the 256-pixel sets (548 tensors).
+    """
+    tensors, config = read_tensors(path)
+    tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
+    return make_weights(tensors, config or _released_config(tensors, path), str(path))
+
+
+def _released_config(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
+    topologies = {
+        384: {"image_size": 32, "ch_mult": [1, 2, 2, 2]},
+        548: {"image_size": 256, "ch_mult": [1, 1, 2, 2, 4, 4]},
+    }
+    linears = sorted(k for k in tensors if k.startswith("z_transform.") and k.endswith(".weight"))
+    if not linears or "all_modules.2.weight" not in tensors or len(tensors) - 2 * len(linears) + 10 not in topologies:
+        # The published files differ in n_mlp: 5 mapping layers give 384, 4 give 548.
+        if len(tensors) not in topologies or not linears:
+            raise WeightsError(
+                f"{path}: {len(tensors)} tensors that are not a released DDGAN generator (384 or 548 tensors). "
+                "Convert it to .safetensors with its configuration under the header key `config`."
+            )
+    topology = topologies.get(len(tensors)) or topologies[384]
+    stem, first = tensors["all_modules.2.weight"], tensors["z_transform.1.weight"]
+    generator = {
+        **topology, "num_channels": int(stem.shape[1]), "num_channels_dae": int(stem.shape[0]), "num_res_blocks": 2,
+        "attn_resolutions": [16], "n_mlp": len(linears) - 1, "nz": int(first.shape[1]),
+        "z_emb_dim": int(first.shape[0]),
+    }  # fmt: skip
+    return {"generator": generator, "pixel_block": 1, "num_timesteps": 4 if topology["image_size"] == 32 else 2}
+
+
+def build(options: Options, weights: Weights, **settings: Any) -> DDGANSampler:
+    """The sampler on `device`, in `dtype`, with micro-batches of 50 by default."""
+    settings["micro_batch"] = settings.get("micro_batch") or 50
+    return DDGANSampler(options, weights, **settings)
+
+
+SAMPLER = SamplerKind(
+    name="ddgan", family="ddgan", options=Options, build=build, load=load, baseline="ddgan", tolerance=(2, 0.002),
+    source="Xiao, Kreis & Vahdat 2022, arXiv 2112.07804",
+)  # fmt: skip

@@ -1,0 +1,73 @@
+"""DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16): few steps, deterministic at eta = 0.
+
+x_prev = sqrt(abar_prev) x_0 + sqrt(1 - abar_prev - sigma^2) eps + sigma noise, sigma = eta times DDPM's.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pydantic import Field
+from torch import Tensor
+
+from trilemma_bench.diffusion import Spacing, ddim_pairs, predict_x0
+from trilemma_bench.kinds import SamplerKind, Weights
+from trilemma_bench.samplers._epsilon import TOLERANCE, EpsilonSampler, load
+from trilemma_bench.samplers._helpers import STEP, X_T, Noise
+from trilemma_bench.spec import Frozen
+
+
+class Options(Frozen):
+    """`quadratic` is the paper's spacing on CIFAR-10; `leading` is diffusers'. x_0 is not clipped, as in the paper.
+
+    `clip` clips the predicted x_0 and leaves the direction eps as it is, as diffusers does.
+    """
+
+    steps: int = Field(default=50, ge=1)
+    eta: float = Field(default=0.0, ge=0.0, le=1.0)
+    spacing: Spacing = "quadratic"
+    clip: bool = False
+
+
+class DDIMSampler(EpsilonSampler):
+    """Implicit sampling along explicit (t, t_prev) pairs."""
+
+    def __init__(self, options: Options, weights: Weights, **settings: Any) -> None:
+        super().__init__("ddim", weights, **settings)
+        self.options = options
+        self.pairs = ddim_pairs(len(self.chain), options.steps, options.spacing)
+
+    @property
+    def expected_nfe(self) -> int:
+        return len(self.pairs)
+
+    def draw(self, noise: Noise, count: int) -> Tensor:
+        x = noise.normal(*self.image_shape, stream=X_T)
+        for t, t_prev in self.pairs:
+            x = self.step(x, self.predict_noise(x, t), t, t_prev, noise)
+        return x
+
+    def step(self, x: Tensor, eps: Tensor, t: int, t_prev: int, noise: Noise) -> Tensor:
+        """x_{t_prev} given x_t and the predicted noise in it; t_prev = -1 is the clean image."""
+        now, before = self.alpha_bar(t), self.alpha_bar(t_prev)
+        x0 = predict_x0(x, eps, now)
+        if self.options.clip:
+            x0 = x0.clamp(-1, 1)
+        sigma = self.options.eta * math.sqrt((1 - before) / (1 - now) * (1 - now / before))
+        x = math.sqrt(before) * x0 + math.sqrt(max(1 - before - sigma**2, 0.0)) * eps
+        if sigma > 0:
+            x = x + sigma * noise.normal(*self.image_shape, stream=STEP)
+        return x
+
+
+def build(options: Options, weights: Weights, **settings: Any) -> DDIMSampler:
+    """The sampler on `device`, in `dtype`, with micro-batches of 50 by default."""
+    settings["micro_batch"] = settings.get("micro_batch") or 50
+    return DDIMSampler(options, weights, **settings)
+
+
+SAMPLER = SamplerKind(
+    name="ddim", family="diffusion", options=Options, build=build, load=load, baseline="ddpm", tolerance=TOLERANCE,
+    source="Song et al. 2021, arXiv 2010.02502",
+)  # fmt: skip

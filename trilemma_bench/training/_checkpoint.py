@@ -1,0 +1,35 @@
+"""Checkpoints that a kill at any moment leaves whole: written beside, synced, renamed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trilemma_bench.errors import TrainingError
+
+NAME = "checkpoint.pt"
+
+
+def save(folder: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors, numbers, text, and containers of them) as `folder/checkpoint.pt`, atomically."""
+    partial = folder / f".{NAME}.{os.getpid()}"
+    with open(partial, "wb") as stream:
+        torch.save(state, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(partial, folder / NAME)
+
+
+def load(folder: Path) -> dict[str, Any] | None:
+    """The state that `save` wrote, or None where there is none; nothing in the file is executed."""
+    path = folder / NAME
+    if not path.is_file():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise TrainingError(f"{path}: cannot be read ({error}). Move it away to start this run anew.") from error
+    return state

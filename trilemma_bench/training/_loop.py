@@ -1,0 +1,403 @@
+"""The one training loop: data order, precision, averaging, checkpoints, curves and grids for every family.
+
+A family gives a `Task`: its networks, optimisers and one `step`. What a step draws is keyed by (seed, step), and the
+order of the images by (seed, epoch), so that a run that was killed goes on exactly where its checkpoint stands.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import signal
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch import Tensor, nn
+
+from trilemma_bench.errors import TrainingError
+from trilemma_bench.images import to_uint8, write_grid
+from trilemma_bench.kinds import ImageSet
+from trilemma_bench.spec import Frozen
+from trilemma_bench.training import _checkpoint
+from trilemma_bench.training._ema import EmaSpec, ema_copy, ema_update
+
+
+class Recipe(Frozen):
+    """What every family's recipe has; `batch` is over all processes together."""
+
+    batch: int
+    duration_kimg: float
+    ema: EmaSpec
+    flips: bool
+    bf16: bool = False
+    channels_last: bool = False
+    seed: int = 0
+
+
+@dataclass
+class Step:
+    """One step's place in the run, and its random numbers.
+
+    `rng` is seeded by (seed, step) and is the same in every process; `local` cuts a tensor that was drawn for the
+    whole batch down to this process's part, so that two processes do what one does with their batches joined.
+    """
+
+    number: int
+    images_seen: int
+    rng: torch.Generator
+    rank: int = 0
+    world: int = 1
+
+    def local(self, batch: Tensor) -> Tensor:
+        """This process's rows of a tensor over the whole batch."""
+        return batch[self.rank :: self.world]
+
+    def randn(self, *shape: int, device: torch.device) -> Tensor:
+        """This process's rows of N(0, I) of `shape`, whose first axis is the whole batch."""
+        return self.local(torch.randn(*shape, generator=self.rng)).to(device)
+
+    def randint(self, high: int, size: int, device: torch.device) -> Tensor:
+        """This process's part of `size` whole numbers in 0..high-1, int64."""
+        return self.local(torch.randint(high, (size,), generator=self.rng)).to(device)
+
+
+class Task(ABC):
+    """A family in training.
+
+    `networks` are trained, `averaged` names those whose average is kept; `optimizers` are stepped by `step`.
+    `extra` is state of other kinds that a checkpoint must hold (numbers and tensors).
+    """
+
+    networks: dict[str, nn.Module]
+    optimizers: dict[str, torch.optim.Optimizer]
+    averaged: tuple[str, ...]
+    config: Mapping[str, Any]
+    """What a sampler needs to build the same network."""
+
+    def __init__(self, recipe: Recipe, device: torch.device, *, compile: bool = False) -> None:
+        self.recipe = recipe
+        self.device = device
+        self.compile = compile
+        self.averages: dict[str, nn.Module] = {}
+        self.extra: dict[str, Any] = {}
+
+    @abstractmethod
+    def step(self, images: Tensor, labels: Tensor | None, step: Step) -> dict[str, Tensor]:
+        """One update on images, float [B, C, H, W] in [-1, 1]; returns the losses by name."""
+
+    @abstractmethod
+    def grid(self, num_images: int) -> Tensor:
+        """Images of the averaged network at fixed noise, float [num_images, C, H, W] in [-1, 1]."""
+
+    @abstractmethod
+    def weights(self) -> dict[str, Tensor]:
+        """The averaged weights that a sampler loads, with the authors' keys."""
+
+    def set_up(self) -> None:
+        """Move to the device, choose the layout, start the averages, compile: call at the end of `__init__`."""
+        layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
+        for network in self.networks.values():
+            network.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        self.averages = {name: ema_copy(self.networks[name]) for name in self.averaged}
+        if self.compile:
+            for network in self.networks.values():
+                network.compile()  # in place: parameters and their names stay as they are
+
+    def autocast(self) -> torch.autocast:
+        """bf16 where the recipe asks for it."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16)
+
+    def update(self, name: str, loss: Tensor, *, clip: float | None = None) -> None:
+        """Back-propagate into one network alone, average over processes, and step its optimiser."""
+        parameters = [p for p in self.networks[name].parameters() if p.requires_grad]
+        optimizer = self.optimizers[name]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
+        average_gradients(parameters)
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, clip)
+        optimizer.step()
+
+    def average(self, step: Step) -> None:
+        """Move the averages towards the networks."""
+        decay = self.recipe.ema.decay_at(step.images_seen, self.recipe.batch)
+        for name, average in self.averages.items():
+            ema_update(average, self.networks[name], decay)
+
+    def state(self) -> dict[str, Any]:
+        """All that a checkpoint must hold of this task."""
+        return {
+            "networks": {k: v.state_dict() for k, v in self.networks.items()},
+            "averages": {k: v.state_dict() for k, v in self.averages.items()},
+            "optimizers": {k: v.state_dict() for k, v in self.optimizers.items()},
+            "extra": self.extra,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` gave."""
+        for kind in ("networks", "averages", "optimizers"):
+            for name, module in getattr(self, kind).items():
+                module.load_state_dict(state[kind][name])
+        self.extra = dict(state["extra"])
+
+
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Mean of the gradients over all processes; nothing to do in one."""
+    state = PartialState()
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if state.num_processes == 1 or not grads:
+        return
+    flat = torch._utils._flatten_dense_tensors(grads)
+    torch.distributed.all_reduce(flat)
+    flat /= state.num_processes
+    for grad, mean in zip(grads, torch._utils._unflatten_dense_tensors(flat, grads), strict=True):
+        grad.copy_(mean)
+
+
+# --- data -------------------------------------------------------------------------------------------------
+
+
+def batch_indices(num_images: int, batch: int, step: int, seed: int) -> np.ndarray:
+    """Indices [batch] of step `step`: epochs are permutations keyed by (seed, epoch), joined end to end."""
+    start = step * batch
+    parts = []
+    while start < (step + 1) * batch:
+        epoch, offset = divmod(start, num_images)
+        order = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64))).permutation(num_images)
+        taken = order[offset : offset + (step + 1) * batch - start]
+        parts.append(taken)
+        start += len(taken)
+    return np.concatenate(parts)
+
+
+@dataclass
+class Feed:
+    """Batches of a data set held in memory, as float [-1, 1], flipped at random where the recipe says so."""
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    recipe: Recipe
+    device: torch.device
+    _epoch: tuple[int, np.ndarray] | None = field(default=None, repr=False)
+
+    def __call__(self, step: Step) -> tuple[Tensor, Tensor | None]:
+        chosen = batch_indices(len(self.images), self.recipe.batch, step.number, self.recipe.seed)
+        flip = torch.rand(self.recipe.batch, generator=step.rng) < 0.5 if self.recipe.flips else None
+        chosen = chosen[step.rank :: step.world]
+        images = torch.from_numpy(self.images[chosen]).to(self.device).float() / 127.5 - 1
+        if flip is not None:
+            images = torch.where(step.local(flip).to(self.device)[:, None, None, None], images.flip(3), images)
+        if self.recipe.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        labels = None if self.labels is None else torch.from_numpy(self.labels[chosen]).to(self.device)
+        return images, labels
+
+
+# --- the loop ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Limits:
+    """When to stop and how often to write; times in minutes."""
+
+    minutes: float | None = None
+    checkpoint_minutes: float = 3.0
+    grid_minutes: float = 10.0
+    log_seconds: float = 10.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a progress bar shows."""
+
+    images_seen: int
+    total_images: int
+    images_per_second: float
+    losses: Mapping[str, float]
+
+
+def train(
+    task: Task,
+    data: ImageSet,
+    out: Path,
+    *,
+    limits: Limits | None = None,
+    report: Callable[[Progress], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Train until the recipe's duration, a time limit or a signal; go on from `out/checkpoint.pt` if it is there.
+
+    Writes `checkpoint.pt`, `weights.safetensors` (averaged), `curve.csv`, `grids/*.png` and `run.json` into `out`.
+
+    Returns:
+        `images_seen`, `hours`, `finished`, and the last `losses`.
+
+    Raises:
+        TrainingError: A loss that is not finite: the last good checkpoint stays; or an `out` of another recipe.
+    """
+    limits = limits or Limits()
+    process = PartialState()
+    recipe = task.recipe
+    if recipe.batch % process.num_processes:
+        raise TrainingError(f"a batch of {recipe.batch} cannot be cut into {process.num_processes} processes.")
+    out.mkdir(parents=True, exist_ok=True)
+    number, seconds = _resume(task, out)
+    feed = Feed(data.read(0, len(data)), data.labels, recipe, task.device)
+    total = math.ceil(recipe.duration_kimg * 1000 / recipe.batch)
+    writer = _Writer(task, out, limits, main=process.is_main_process)
+    clock = _Clock(seconds, limits.minutes)
+    losses: dict[str, float] = {}
+    with _stop_signals() as stopped:
+        while number < total and not stopped() and not clock.over():
+            step = Step(number, number * recipe.batch, _rng(recipe.seed, number), process.process_index,
+                        process.num_processes)  # fmt: skip
+            found = task.step(*feed(step), step)
+            task.average(step)
+            number += 1
+            if writer.log_is_due() or number == total:
+                losses = _finite(found, number, out)
+                rate = writer.log(number * recipe.batch, clock.seconds, losses)
+                report(Progress(number * recipe.batch, total * recipe.batch, rate, losses))
+            writer.save_if_due(number, clock.seconds)
+    writer.save(number, clock.seconds)
+    return {
+        "images_seen": number * recipe.batch,
+        "hours": clock.seconds / 3600,
+        "finished": number >= total,
+        "losses": losses,
+    }
+
+
+def _rng(seed: int, number: int) -> torch.Generator:
+    return torch.Generator().manual_seed((seed << 40) + number)
+
+
+def _finite(losses: Mapping[str, Tensor], number: int, out: Path) -> dict[str, float]:
+    values = {name: float(loss) for name, loss in losses.items()}
+    bad = {name: value for name, value in values.items() if not math.isfinite(value)}
+    if bad:
+        raise TrainingError(
+            f"step {number}: loss is not finite ({bad}). The last good checkpoint is {out / _checkpoint.NAME}; "
+            "lower the learning rate or train in fp32, and start again to go on from it."
+        )
+    return values
+
+
+def _resume(task: Task, out: Path) -> tuple[int, float]:
+    state = _checkpoint.load(out)
+    if state is None:
+        return 0, 0.0
+    if state["recipe"] != task.recipe.digest:
+        raise TrainingError(
+            f"{out} holds a run of another recipe (digest {state['recipe'][:12]}, this one is "
+            f"{task.recipe.digest[:12]}). Give another --out."
+        )
+    task.load_state(state["task"])
+    return int(state["step"]), float(state["seconds"])
+
+
+class _Clock:
+    """Seconds of training, earlier sessions included, and the limit of this one."""
+
+    def __init__(self, before: float, minutes: float | None) -> None:
+        self._before = before
+        self._start = time.monotonic()
+        self._limit = math.inf if minutes is None else minutes * 60
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._start
+
+    def over(self) -> bool:
+        return time.monotonic() - self._start >= self._limit
+
+
+class _Writer:
+    """What a run leaves on disk; only the main process writes."""
+
+    def __init__(self, task: Task, out: Path, limits: Limits, *, main: bool) -> None:
+        self._task, self._out, self._limits, self._main = task, out, limits, main
+        self._logged = self._saved = time.monotonic()
+        self._drawn = -math.inf
+        self._images_logged: int | None = None
+
+    def log_is_due(self) -> bool:
+        return time.monotonic() - self._logged >= self._limits.log_seconds
+
+    def log(self, images_seen: int, seconds: float, losses: Mapping[str, float]) -> float:
+        """Add a row to curve.csv; returns images per second since the last."""
+        now = time.monotonic()
+        before = images_seen if self._images_logged is None else self._images_logged
+        rate = (images_seen - before) / max(now - self._logged, 1e-9)
+        self._logged, self._images_logged = now, images_seen
+        if self._main:
+            row = {"images_seen": images_seen, "hours": f"{seconds / 3600:.4f}", "images_per_second": f"{rate:.1f}"}
+            _append(self._out / "curve.csv", {**row, **{k: f"{v:.6g}" for k, v in losses.items()}})
+        return rate
+
+    def save_if_due(self, number: int, seconds: float) -> None:
+        if time.monotonic() - self._saved >= self._limits.checkpoint_minutes * 60:
+            self.save(number, seconds)
+
+    def save(self, number: int, seconds: float) -> None:
+        """Checkpoint, averaged weights, and a grid where one is due."""
+        self._saved = time.monotonic()
+        if not self._main:
+            return
+        task, out = self._task, self._out
+        state = {"step": number, "seconds": seconds, "recipe": task.recipe.digest, "task": task.state()}
+        if any(not bool(torch.isfinite(v).all()) for v in task.weights().values()):
+            raise TrainingError(f"step {number}: the weights are not finite; the last good checkpoint is in {out}.")
+        _checkpoint.save(out, state)
+        write_weights(out / "weights.safetensors", task.weights(), task.config)
+        run = {"recipe": task.recipe.model_dump(mode="json"), "config": task.config, "hours": seconds / 3600,
+               "images_seen": number * task.recipe.batch}  # fmt: skip
+        (out / "run.json").write_text(json.dumps(run, indent=2) + "\n")
+        if self._saved - self._drawn >= self._limits.grid_minutes * 60:
+            self._drawn = self._saved
+            (out / "grids").mkdir(exist_ok=True)
+            with torch.no_grad():
+                images = to_uint8(task.grid(64)).cpu().numpy()
+            write_grid(out / "grids" / f"{number * task.recipe.batch:09d}.png", images)
+
+
+def write_weights(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Weights as fp16 safetensors with the network's configuration in the header."""
+    from safetensors.torch import save_file
+
+    half = {k: v.detach().half().contiguous() if v.is_floating_point() else v for k, v in tensors.items()}
+    save_file(half, str(path), metadata={"config": json.dumps(config)})
+
+
+def _append(path: Path, row: Mapping[str, Any]) -> None:
+    new = not path.exists()
+    with open(path, "a", newline="") as stream:
+        writer = csv.DictWriter(stream, row)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Within, SIGINT and SIGTERM ask for a stop after the step under way, so that nothing is lost."""
+    asked: list[int] = []
+    before = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, lambda n, _: asked.append(n))
+    except ValueError:  # not in the main thread: signals stay whose they are
+        pass
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

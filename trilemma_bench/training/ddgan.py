@@ -1,0 +1,195 @@
+"""Denoising diffusion GAN training (Xiao, Kreis & Vahdat 2022, arXiv 2112.07804, section 4).
+
+The discriminator tells x_t ~ q(x_t | x_0) from x_t ~ q(x_t | x_{t+1}, G(x_{t+1}, t, z)), both given x_{t+1};
+non-saturating losses, and the R1 penalty on the real, less noisy image alone.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trilemma_bench.diffusion import GanChain
+from trilemma_bench.kinds import TrainerKind
+from trilemma_bench.nets.ncsnpp import build_discriminator, build_generator
+from trilemma_bench.nets.pixel_blocks import in_pixel_blocks, inside
+from trilemma_bench.training._ema import EmaSpec
+from trilemma_bench.training._loop import Recipe, Step, Task
+
+
+class DDGANRecipe(Recipe):
+    """Hyperparameters. R1 is added every `r1_interval` steps and, as released, not multiplied by the interval."""
+
+    generator: dict[str, Any]
+    discriminator: dict[str, Any]
+    pixel_block: int = 1
+    num_timesteps: int = 4
+    lr_g: float
+    lr_d: float
+    lr_end: float = 1e-5
+    cosine: bool = True
+    """Learning rates fall on a cosine to `lr_end` over the duration, once an epoch of 50,000 images."""
+    r1_gamma: float
+    r1_interval: int
+
+
+RECIPES = {
+    # The released CIFAR-10 configuration: batch 64 on each of 4 GPUs, 1,200 epochs. The paper's notes differ in
+    # nz 256, R1 .05, lr_d 1e-4, batch 128 and 1,800 epochs; the authors say that the released values are right.
+    "paper": DDGANRecipe(
+        batch=256, duration_kimg=60_000, ema=EmaSpec(decay=0.9999), flips=True,
+        generator={
+            "image_size": 32, "num_channels": 3, "num_channels_dae": 128, "ch_mult": [1, 2, 2, 2],
+            "num_res_blocks": 2, "attn_resolutions": [16], "n_mlp": 4, "nz": 100, "z_emb_dim": 256,
+        },
+        discriminator={"class": "small", "nc": 6, "ngf": 64, "t_emb_dim": 256},
+        lr_g=1.6e-4, lr_d=1.25e-4, r1_gamma=0.02, r1_interval=15,
+    ),
+    "cpu-small": DDGANRecipe(
+        batch=64, duration_kimg=20_000, ema=EmaSpec(halflife_kimg=30, rampup=0.05), flips=True, bf16=True,
+        channels_last=True, pixel_block=2,
+        generator={
+            "image_size": 16, "num_channels": 12, "num_channels_dae": 32, "ch_mult": [1, 3], "num_res_blocks": 1,
+            "attn_resolutions": [8], "n_mlp": 3, "nz": 64, "z_emb_dim": 128,
+        },
+        discriminator={"class": "small", "nc": 24, "ngf": 24, "t_emb_dim": 128},
+        lr_g=4e-4, lr_d=3e-4, cosine=False, r1_gamma=0.05, r1_interval=15,
+    ),
+}  # fmt: skip
+
+
+def real_loss(logits: Tensor) -> Tensor:
+    """Mean softplus(-D): low where D takes them for real."""
+    return F.softplus(-logits).mean()
+
+
+def fake_loss(logits: Tensor) -> Tensor:
+    """Mean softplus(D): low where D takes them for generated."""
+    return F.softplus(logits).mean()
+
+
+def r1_penalty(logits: Tensor, images: Tensor, gamma: float) -> Tensor:
+    """gamma / 2 times the mean squared norm of dD/dimages (Mescheder et al. 2018, arXiv 1801.04406)."""
+    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return gamma / 2 * gradient.square().flatten(1).sum(1).mean()
+
+
+def cosine_lr(start: float, end: float, images_seen: int, duration_kimg: float, epoch: int = 50_000) -> float:
+    """Learning rate on a cosine from `start` to `end`, constant within an epoch of `epoch` images."""
+    done = min(images_seen // epoch * epoch / (duration_kimg * 1000), 1.0)
+    return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
+
+
+class DDGANTask(Task):
+    """The two networks in training."""
+
+    recipe: DDGANRecipe
+    averaged = ("G",)
+
+    def __init__(self, recipe: DDGANRecipe, device: torch.device, *, compile: bool = False) -> None:
+        super().__init__(recipe, device, compile=compile)
+        torch.manual_seed(recipe.seed)
+        block = recipe.pixel_block
+        self.networks: dict[str, nn.Module] = {
+            "G": in_pixel_blocks(build_generator(recipe.generator), block),
+            "D": in_pixel_blocks(build_discriminator(recipe.discriminator), block, image_output=False),
+        }
+        self.optimizers = {
+            name: torch.optim.Adam(self.networks[name].parameters(), lr=lr, betas=(0.5, 0.9), fused=True)
+            for name, lr in (("G", recipe.lr_g), ("D", recipe.lr_d))
+        }
+        self.config = {
+            "generator": dict(recipe.generator), "pixel_block": block, "num_timesteps": recipe.num_timesteps,
+        }  # fmt: skip
+        self.chain = GanChain(recipe.num_timesteps)
+        self.set_up()
+
+    def step(self, images: Tensor, labels: Tensor | None, step: Step) -> dict[str, Tensor]:
+        self._set_lr(step)
+        r1 = self.recipe.r1_gamma > 0 and step.number % self.recipe.r1_interval == 0
+        losses = self.discriminator_losses(*self._draw(images, step), r1=r1)
+        self.update("D", torch.stack(list(losses.values())).sum())
+        loss_g = self.generator_loss(*self._draw(images, step))
+        self.update("G", loss_g)
+        return {"loss_d": (losses["real"] + losses["fake"]).detach(), "loss_g": loss_g.detach()}
+
+    def discriminator_losses(
+        self, x_t: Tensor, x_next: Tensor, t: Tensor, z: Tensor, noise: Tensor, *, r1: bool
+    ) -> dict[str, Tensor]:
+        """`real`, `fake` and, where `r1`, `r1`: scalars whose sum D descends; G gets no gradient."""
+        losses = {}
+        if r1:
+            # fp32 and not compiled: the penalty differentiates twice.
+            x_t = x_t.detach().requires_grad_(True)
+            logits = self.networks["D"].forward(x_t, t, x_next)
+            losses["r1"] = r1_penalty(logits, x_t, self.recipe.r1_gamma)
+        else:
+            with self.autocast():
+                logits = self.networks["D"](x_t, t, x_next)
+        losses["real"] = real_loss(logits.float())
+        with torch.no_grad():
+            generated = self._generate(x_next, t, z, noise)
+        with self.autocast():
+            logits = self.networks["D"](generated, t, x_next)
+        losses["fake"] = fake_loss(logits.float())
+        return losses
+
+    def generator_loss(self, x_t: Tensor, x_next: Tensor, t: Tensor, z: Tensor, noise: Tensor) -> Tensor:
+        """The scalar that G descends; `x_t` is drawn with x_{t+1} and not used."""
+        generated = self._generate(x_next, t, z, noise)
+        with self.autocast():
+            logits = self.networks["D"](generated, t, x_next)
+        return real_loss(logits.float())
+
+    def _generate(self, x_next: Tensor, t: Tensor, z: Tensor, noise: Tensor) -> Tensor:
+        with self.autocast():
+            x0 = self.networks["G"](x_next, t, z)
+        return self.chain.posterior_sample(x0.float(), x_next, t, noise)
+
+    def _draw(self, images: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """(x_t, x_{t+1}, t, z, posterior noise) with fresh random numbers of this step."""
+        batch, shape = self.recipe.batch, images.shape[1:]
+        t = step.randint(self.recipe.num_timesteps, batch, self.device)
+        noises = [step.randn(batch, *shape, device=self.device) for _ in range(3)]
+        z = step.randn(batch, self._nz, device=self.device)
+        x_t, x_next = self.chain.q_sample_pair(images, t, noises[0], noises[1])
+        return x_t, x_next, t, z, noises[2]
+
+    @property
+    def _nz(self) -> int:
+        return int(self.recipe.generator.get("nz", 100))
+
+    def _set_lr(self, step: Step) -> None:
+        recipe = self.recipe
+        for name, start in (("G", recipe.lr_g), ("D", recipe.lr_d)):
+            lr = cosine_lr(start, recipe.lr_end, step.images_seen, recipe.duration_kimg) if recipe.cosine else start
+            for group in self.optimizers[name].param_groups:
+                group["lr"] = lr
+
+    @torch.no_grad()
+    def grid(self, num_images: int) -> Tensor:
+        rng = torch.Generator().manual_seed(0)
+        channels = int(self.recipe.generator["num_channels"]) // self.recipe.pixel_block**2
+        size = int(self.recipe.generator["image_size"]) * self.recipe.pixel_block
+        x = torch.randn(num_images, channels, size, size, generator=rng).to(self.device)
+        for index in reversed(range(self.recipe.num_timesteps)):
+            t = torch.full((num_images,), index, device=self.device)
+            z = torch.randn(num_images, self._nz, generator=rng).to(self.device)
+            noise = torch.randn(x.shape, generator=rng).to(self.device)
+            with self.autocast():
+                x0 = self.averages["G"](x, t, z)
+            x = self.chain.posterior_sample(x0.float(), x, t, noise)
+        return x
+
+    def weights(self) -> dict[str, Tensor]:
+        return dict(inside(self.averages["G"]).state_dict())
+
+
+TRAINER = TrainerKind(
+    name="ddgan", recipes=RECIPES, task=DDGANTask, baseline="ddgan",
+    source="Xiao, Kreis & Vahdat 2022, arXiv 2112.07804",
+)  # fmt: skip
