@@ -1,11 +1,12 @@
 """The one float -> uint8 rule, and images in and out: folders, zips, npz and npy files.
 
-Pixels are never resized, and never converted where something would be lost. What is read as it is: 8-bit grey and
-8-bit RGB. What is converted because nothing is lost: palettes without transparency (to RGB), bilevel images (to
-grey 0 and 255), an alpha channel that is 255 everywhere (dropped), grey images in a set whose first image is RGB
-(repeated to three channels). All else is refused by name: real transparency, 16 bits, CMYK, sizes that differ.
-Files come from anywhere, so they are data: nothing is unpickled, nothing is extracted to disk, names that lead out
-of an archive or a folder are refused, and sizes are checked before anything is decoded.
+Pixels are never resized, and never converted where something would be lost. What is read as it is: 8-bit grey
+and 8-bit RGB. What is converted because nothing is lost: palettes without transparency (to RGB), bilevel
+images (to grey 0 and 255), an alpha channel that is 255 everywhere (dropped), grey images in a set whose
+first image is RGB (repeated to three channels). All else is refused by name: real transparency, 16 bits,
+CMYK, sizes that differ. Files come from anywhere, so they are data: nothing is unpickled, nothing is
+extracted to disk, names that lead out of an archive or a folder are refused, and sizes are checked before
+anything is decoded.
 
 Importing this module imports no torch.
 """
@@ -22,7 +23,7 @@ import tempfile
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, Literal
 
@@ -79,8 +80,9 @@ def to_uint8(x: torch.Tensor, low: float = -1.0, high: float = 1.0) -> torch.Ten
     """Floats in low..high to grey levels: scaled to 0..255, clamped, rounded half to even.
 
     For low=-1, high=1 this is clamp((x + 1) * 127.5, 0, 255).round(), as the DDPM family saves its samples.
-    StyleGAN's own rule, clamp(x * 127.5 + 128, 0, 255) cut off to whole numbers, is the same but for exact halves:
-    floor(x * 127.5 + 128) = floor((x * 127.5 + 127.5) + 0.5) rounds them up, this rule to the even level.
+    StyleGAN's own rule, clamp(x * 127.5 + 128, 0, 255) cut off to whole numbers, is the same but for exact
+    halves: floor(x * 127.5 + 128) = floor((x * 127.5 + 127.5) + 0.5) rounds them up, this rule to the even
+    level.
 
     Args:
         x: Floating point, any shape and device; half precisions are scaled in float32.
@@ -94,14 +96,16 @@ def to_uint8(x: torch.Tensor, low: float = -1.0, high: float = 1.0) -> torch.Ten
         ProtocolError: x is not of floating point, or holds NaN or infinity.
     """
     if not x.is_floating_point():
-        raise ProtocolError(f"to_uint8 takes floats in {low:g}..{high:g}; got {x.dtype}. uint8 needs no conversion.")
+        raise ProtocolError(
+            f"to_uint8 takes floats in {low:g}..{high:g}; got {x.dtype}. uint8 needs no conversion."
+        )
     if x.element_size() < 4:
         x = x.float()
     bad = int((~x.isfinite()).sum())
     if bad:
         raise ProtocolError(
-            f"{bad} of {x.numel()} pixel values are NaN or infinite. The network overflowed (try --dtype float32) or "
-            "its weights are broken."
+            f"{bad} of {x.numel()} pixel values are NaN or infinite. The network overflowed "
+            "(try --dtype float32) or its weights are broken."
         )
     return ((x - low) * (255.0 / (high - low))).clamp(0, 255).round().byte()
 
@@ -143,7 +147,7 @@ class ArrayImages:
 
 
 class FileImages:
-    """An ImageSet over image files in a folder or a zip, decoded when they are read, in the order of their names.
+    """An ImageSet over image files in a folder or zip, in the order of their names, decoded when read.
 
     The first image fixes the shape; each other one is held to it when it is read.
 
@@ -159,8 +163,9 @@ class FileImages:
             named by five digits are StyleGAN's shards, not classes.
 
     Raises:
-        DataError: No images, a name or link that leads out of `path`, a broken or oversized file, labels that do
-            not fit, and when reading: an image of another size or of a mode that cannot be taken without loss.
+        DataError: No images, a name or link that leads out of `path`, a broken or oversized file, labels that
+            do not fit, and when reading: an image of another size or of a mode that cannot be taken without
+            loss.
     """
 
     def __init__(self, path: str | Path, subfolder: str | None = None) -> None:
@@ -177,7 +182,9 @@ class FileImages:
                 f"{', '.join(SUFFIXES)}."
             )
         if not self.files:
-            raise DataError(f"{self.name}: no images found. Expected files that end in {', '.join(SUFFIXES)}.")
+            raise DataError(
+                f"{self.name}: no images found. Expected files that end in {', '.join(SUFFIXES)}."
+            )
         self.lossy = any(name.lower().endswith(LOSSY_SUFFIXES) for name in self.files)
         self.shape = _shape(self._decode(0))
         self.labels = self._json_labels() if "dataset.json" in inside else self._folder_labels()
@@ -194,7 +201,7 @@ class FileImages:
             if image.shape[1:] != self.shape[1:] or image.shape[0] > self.shape[0]:
                 raise DataError(
                     f"{self.name}: {self.files[index]} is {_size(image.shape)}, but {self.files[0]} is "
-                    f"{_size(self.shape)}. Images are never resized here: give all of them one size and one mode."
+                    f"{_size(self.shape)}. Images are never resized here: give all one size and one mode."
                 )
             images[row] = image
         return images
@@ -215,7 +222,9 @@ class FileImages:
             return None
         missing = next((file for file in self.files if file not in table), None)
         if missing is not None:
-            raise DataError(f"{where} has no label for {missing}. Give every image one, or set labels to null.")
+            raise DataError(
+                f"{where} has no label for {missing}. Give every image one, or set labels to null."
+            )
         return _checked_labels([table[file] for file in self.files], len(self.files), where)
 
     def _folder_labels(self) -> Labels | None:
@@ -255,7 +264,9 @@ def open_images(path: str | Path, layout: str | None = None, *, subfolder: str |
         raise DataError(f"no layout named {layout!r}. There are NCHW, NHWC, NHW.")
     if path.is_dir() or (path.is_file() and path.suffix.lower() == ".zip"):
         if layout is not None:
-            raise DataError(f"{path}: a layout is for .npz and .npy; image files have their own. Leave it out.")
+            raise DataError(
+                f"{path}: a layout is for .npz and .npy; image files have their own. Leave it out."
+            )
         return FileImages(path, subfolder)
     if not path.is_file():
         raise DataError(f"{path}: no such file or folder.")
@@ -263,7 +274,9 @@ def open_images(path: str | Path, layout: str | None = None, *, subfolder: str |
         return _open_npz(path, layout)
     if path.suffix.lower() == ".npy":
         return _from_array(_map_npy(path), str(path), layout, None)
-    raise DataError(f"{path}: expected a folder, .zip, .npz or .npy of images; got {path.suffix or 'no suffix'}.")
+    raise DataError(
+        f"{path}: expected a folder, .zip, .npz or .npy of images; got {path.suffix or 'no suffix'}."
+    )
 
 
 def top_folders(path: str | Path) -> set[str]:
@@ -283,11 +296,11 @@ def blocks(images: ImageSet, size: int = _BLOCK) -> Iterator[UInt8Images]:
 
 
 def image_digests(images: ImageSet) -> list[bytes]:
-    """SHA-256 (32 bytes) of each image's raw bytes in height, width, channel order; of grey ones in height, width."""
-    digests = []
+    """SHA-256 (32 bytes) of each image's raw bytes in height, width, channel order (grey: height, width)."""
+    digests: list[bytes] = []
     for block in blocks(images):
         rows = np.ascontiguousarray(block.transpose(0, 2, 3, 1)).reshape(len(block), -1)
-        digests.extend(hashlib.sha256(row).digest() for row in rows)
+        digests.extend(hashlib.sha256(row.data).digest() for row in rows)
     return digests
 
 
@@ -296,8 +309,12 @@ def fingerprint(images: ImageSet) -> str:
 
     The sum modulo 2^256 of the SHA-256 of each image's raw bytes (see `image_digests`).
     """
-    total = sum(int.from_bytes(digest, "big") for digest in image_digests(images))
-    return f"{total % 2**256:064x}"
+    return sum_digests(image_digests(images))
+
+
+def sum_digests(digests: Iterable[bytes]) -> str:
+    """The fingerprint of images whose digests are known already."""
+    return f"{sum(int.from_bytes(digest, 'big') for digest in digests) % 2**256:064x}"
 
 
 def decode_image(data: bytes, where: str) -> UInt8Images:
@@ -308,7 +325,8 @@ def decode_image(data: bytes, where: str) -> UInt8Images:
         where: Its name, for errors.
 
     Raises:
-        DataError: Not a PNG, JPEG, BMP or WebP, broken, too large, animated, or of a mode that loses something.
+        DataError: Not a PNG, JPEG, BMP or WebP, broken, too large, animated, or of a mode that loses
+            something.
     """
     try:
         with warnings.catch_warnings():
@@ -318,7 +336,7 @@ def decode_image(data: bytes, where: str) -> UInt8Images:
                 if width * height > MAX_PIXELS:
                     raise DataError(f"{where}: {width} x {height} pixels; at most {MAX_PIXELS} are read.")
                 if getattr(image, "n_frames", 1) != 1:
-                    raise DataError(f"{where}: an animation of {image.n_frames} frames. Save them as images.")
+                    raise DataError(f"{where}: an animation. Save its frames as images.")
                 pixels = _lossless(image, where)
     except DataError:
         raise
@@ -349,7 +367,7 @@ def _lossless(image: Image.Image, where: str) -> UInt8Images:
 
 
 def write_png_folder(images: ImageSet | UInt8Images, path: str | Path, labels: Array | None = None) -> Path:
-    """Write images as PNG in StyleGAN's layout: `00000/img00000000.png` ..., dataset.json where there are labels.
+    """Write images as PNG in StyleGAN's layout: `00000/img00000000.png` ..., and dataset.json for labels.
 
     Args:
         images: An ImageSet, or uint8 [N, C, H, W].
@@ -391,7 +409,7 @@ def write_grid(path: str | Path, images: UInt8Images, columns: int = 8) -> None:
 
 
 def write_npz(images: ImageSet | UInt8Images, path: str | Path, labels: Array | None = None) -> Path:
-    """Write images as guided-diffusion does: `arr_0` uint8 [N, H, W, C], and `arr_1` int64 [N] where there are labels.
+    """Write images as guided-diffusion does: `arr_0` uint8 [N, H, W, C], and for labels `arr_1` int64 [N].
 
     The file appears whole or not at all.
 
@@ -401,7 +419,9 @@ def write_npz(images: ImageSet | UInt8Images, path: str | Path, labels: Array | 
     images = _as_images(images, labels)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays: dict[str, Array] = {"arr_0": np.concatenate([block.transpose(0, 2, 3, 1) for block in blocks(images)])}
+    arrays: dict[str, Array] = {
+        "arr_0": np.concatenate([block.transpose(0, 2, 3, 1) for block in blocks(images)])
+    }
     if images.labels is not None:
         arrays["arr_1"] = images.labels
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
@@ -429,7 +449,15 @@ def _open_npz(path: Path, layout: str | None) -> ImageSet:
             labels = None
             if label_key is not None:
                 labels = _read_member(archive, members[label_key], headers[label_key], path)
-    except (OSError, ValueError, EOFError, struct.error, zlib.error, zipfile.BadZipFile, MemoryError) as error:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        struct.error,
+        zlib.error,
+        zipfile.BadZipFile,
+        MemoryError,
+    ) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: not a readable npz file: {error}. Is it complete?") from error
@@ -437,7 +465,7 @@ def _open_npz(path: Path, layout: str | None) -> ImageSet:
 
 
 def _images_key(path: Path, headers: dict[str, _Header]) -> str:
-    named = [name for name in ("images", "arr_0", "samples", "x") if name in headers]
+    named: list[str] = [name for name in ("images", "arr_0", "samples", "x") if name in headers]
     candidates = named[:1] or [name for name, header in headers.items() if len(header.shape) in (3, 4)]
     if len(candidates) != 1:
         found = ", ".join(f"{name} {list(header.shape)}" for name, header in headers.items())
@@ -453,7 +481,9 @@ class _Header:
         version = np.lib.format.read_magic(file)
         if version not in ((1, 0), (2, 0)):
             raise DataError(f"{where}: npy version {version}; versions 1.0 and 2.0 are read.")
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
         self.shape, self.fortran, self.dtype = read(file)
         self.length = file.tell() - start
         if self.dtype.hasobject:
@@ -509,7 +539,9 @@ def _map_npy(path: Path) -> Array:
             header = _Header(file, str(path))
         found = path.stat().st_size - header.length
         if found < header.num_bytes:
-            raise DataError(f"{path}: needs {header.num_bytes} bytes of data; it has {found}. Is it complete?")
+            raise DataError(
+                f"{path}: needs {header.num_bytes} bytes of data; it has {found}. Is it complete?"
+            )
         order: Literal["F", "C"] = "F" if header.fortran else "C"
         if not header.num_bytes:
             return np.empty(header.shape, header.dtype)
@@ -538,8 +570,9 @@ def _guess_layout(shape: tuple[int, ...], name: str) -> Layout:
         return "NHW"
     first, last = len(shape) == 4 and shape[1] in (1, 3), len(shape) == 4 and shape[3] in (1, 3)
     if first == last:
+        found = "may be NCHW or NHWC" if first else "is no clear stack of images"
         raise DataError(
-            f"{name}: shape {list(shape)} may be {'NCHW as well as NHWC' if first else 'no stack of images'}. "
+            f"{name}: shape {list(shape)} {found}. "
             "State the layout (NCHW, NHWC, or NHW for grey); channels are 1 or 3."
         )
     return "NCHW" if first else "NHWC"
@@ -572,7 +605,9 @@ class _FolderSource:
                     continue
                 # A linked folder is not walked into, so its images would be missing without a word.
                 if item in folders or not place.resolve().is_relative_to(root):
-                    raise DataError(f"{place}: a link to {os.readlink(place)}. Give the folder that it points to.")
+                    raise DataError(
+                        f"{place}: a link to {os.readlink(place)}. Give the folder that it points to."
+                    )
             self.names += [Path(folder, file).relative_to(path).as_posix() for file in files]
 
     def read(self, name: str, limit: int) -> bytes:
@@ -624,7 +659,9 @@ class _ZipSource:
             try:
                 self._archive = zipfile.ZipFile(self._path)
             except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
-                raise DataError(f"{self._path}: not a readable zip: {error}. Is the file complete?") from error
+                raise DataError(
+                    f"{self._path}: not a readable zip: {error}. Is the file complete?"
+                ) from error
             self._process = os.getpid()
         return self._archive
 
@@ -661,7 +698,8 @@ def _checked_labels(labels: Sequence[int] | Array, count: int, where: str) -> La
         raise DataError(f"{where}: labels are not one integer an image: {error}.") from error
     if array.shape != (count,) or array.dtype.kind not in "iu":
         raise DataError(
-            f"{where}: labels are {array.dtype} {list(array.shape)}; expected one integer for each of {count} images."
+            f"{where}: labels are {array.dtype} {list(array.shape)}; "
+            f"expected one integer for each of {count} images."
         )
     return array.astype(np.int64)
 

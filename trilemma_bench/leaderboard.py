@@ -4,8 +4,8 @@ A column holds numbers that can be compared and no others. Scores share one wher
 are equal; records that have other keys under the same name stand in a table of their own, as do other protocols.
 Wall-clock and memory share a column only on one machine, device and precision.
 
-Rows of the families in `UNRANKED` (real images, untrained networks) are shown as ceiling and floor: they are
-neither sorted among the models nor ever best.
+Rows whose family or kind of sampler is in `UNRANKED` (real images, untrained networks) are shown as ceiling and
+floor: they are neither sorted among the models nor ever best.
 """
 
 from __future__ import annotations
@@ -110,11 +110,16 @@ def rows(records: Sequence[ResultRecord]) -> Leaderboard:
     Ranked rows come first, sorted by the quality column that most of them have (the first of such); a row without
     a value there follows those with one. Unranked rows come last.
     """
-    ordered = sorted(records, key=lambda record: (record.spec.protocol.name, record.model, record.name))
-    groups: dict[tuple[object, ...], list[ResultRecord]] = {}
-    for record, key in zip(ordered, _table_keys(ordered), strict=True):
-        groups.setdefault(key, []).append(record)
-    return Leaderboard(tuple(_table(group) for group in groups.values()))
+    # Full records first: one that has few scores then joins a table instead of starting one.
+    ordered = sorted(records, key=lambda record: (record.spec.protocol.name, -len(_keys(record)), record.name))
+    groups: list[_Group] = []
+    for record in ordered:
+        group = next((group for group in groups if group.takes(record)), None)
+        if group is None:
+            group = _Group(record.spec.protocol.name)
+            groups.append(group)
+        group.add(record)
+    return Leaderboard(tuple(_table(sorted(group.records, key=_by_name)) for group in groups))
 
 
 def to_dataframe(records: Sequence[ResultRecord]) -> pandas.DataFrame:
@@ -127,25 +132,38 @@ def to_dataframe(records: Sequence[ResultRecord]) -> pandas.DataFrame:
 # --- tables and columns -----------------------------------------------------------------------------------
 
 
-def _table_keys(records: Sequence[ResultRecord]) -> list[tuple[object, ...]]:
-    """Key of each record's table: its protocol, and its keys under each score name that has several there."""
-    found: dict[tuple[str, str], set[tuple[str, str]]] = {}
-    for record in records:
-        for item in record.scores:
-            name = (record.spec.protocol.name, item.kind.name)
-            found.setdefault(name, set()).add((item.features_key, item.score_key))
-    several = {name for name, keys in found.items() if len(keys) > 1}
-    return [
-        (
-            record.spec.protocol.name,
-            *sorted(
-                (item.kind.name, item.features_key, item.score_key)
-                for item in record.scores
-                if (record.spec.protocol.name, item.kind.name) in several
-            ),
-        )
-        for record in records
-    ]
+@dataclass
+class _Group:
+    """Records of one protocol of which no two have different keys under one score's name."""
+
+    protocol: str
+    keys: dict[str, tuple[str, str]] = field(default_factory=dict)
+    records: list[ResultRecord] = field(default_factory=list)
+
+    def takes(self, record: ResultRecord) -> bool:
+        agrees = all(self.keys.get(name, key) == key for name, key in _keys(record).items())
+        return record.spec.protocol.name == self.protocol and agrees
+
+    def add(self, record: ResultRecord) -> None:
+        self.records.append(record)
+        self.keys |= _keys(record)
+
+
+def _keys(record: ResultRecord) -> dict[str, tuple[str, str]]:
+    """Features key and score key of each number that a record has; a failure is no number to be compared."""
+    return {
+        item.kind.name: (item.features_key, item.score_key)
+        for item in record.scores
+        if item.score.failure is None
+    }  # fmt: skip
+
+
+def _by_name(record: ResultRecord) -> tuple[str, str]:
+    return record.model, record.name
+
+
+def _is_ranked(record: ResultRecord) -> bool:
+    return record.family not in UNRANKED and record.spec.sampler.kind not in UNRANKED
 
 
 def _table(records: Sequence[ResultRecord]) -> Table:
@@ -153,7 +171,7 @@ def _table(records: Sequence[ResultRecord]) -> Table:
     columns = (*_score_columns(records), *_speed_columns(records, machines))
     labels = _labels(records)
     found = [
-        Row(label, record.family not in UNRANKED, tuple(_cell(record, column) for column in columns), record)
+        Row(label, _is_ranked(record), tuple(_cell(record, column) for column in columns), record)
         for label, record in zip(labels, records, strict=True)
     ]
     dates = sorted(record.provenance.created[:10] for record in records if record.provenance.created)
@@ -268,15 +286,14 @@ def _timing_cell(timing: Timing | None) -> Cell:
 
 
 def _with_best(found: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
-    """The rows with the best cell of each ranked column flagged; equal values are all best."""
+    """The rows with the best cell of each ranked column flagged; several if they are equal, none if all are."""
     cells = [list(row.cells) for row in found]
     for index, column in enumerate(columns):
         if column.higher_is_better is None:
             continue
         values = [row.cells[index].value for row in found if row.ranked]
         known = [value for value in values if value is not None]
-        # A single number is not the best of anything.
-        if len(known) < 2:
+        if len(set(known)) < 2:
             continue
         best = max(known) if column.higher_is_better else min(known)
         for row, line in zip(found, cells, strict=True):

@@ -1,8 +1,9 @@
 """Names to plug-ins: built-in modules by the names of their files, other packages' by their entry points.
 
 A built-in plug-in is a module in the folder of its kind, and its file name is its registry name; modules that
-begin with `_` are none. Other packages join through entry points (`trilemma_bench.samplers`, ...) whose name is
-the registry name and whose object is the constant itself or a module that holds it. Listing imports no plug-in.
+begin with `_` are none. Other packages join through entry points (`trilemma_bench.samplers`, ...) whose name
+is the registry name and whose object is the constant itself or a module that holds it. Listing imports no
+plug-in.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class Kind(NamedTuple):
     folder: str
     constant: str
     entry_points: str
-    type: type
+    type: type[Any]
 
 
 KINDS: dict[str, Kind] = {
@@ -98,8 +99,8 @@ def _load(kind: str, name: str, value: str) -> Any:
         plugin = getattr(plugin, wanted.constant, None)
     if not isinstance(plugin, wanted.type):
         raise UsageError(
-            f"the {kind} {name!r} ({value}) is a {type(plugin).__name__}; expected a kinds.{wanted.type.__name__} "
-            f"in a constant {wanted.constant}."
+            f"the {kind} {name!r} ({value}) is a {type(plugin).__name__}; expected a "
+            f"kinds.{wanted.type.__name__} in a constant {wanted.constant}."
         )
     if plugin.name != name:
         raise UsageError(f"the {kind} {name!r} ({value}) calls itself {plugin.name!r}. Give both one name.")

@@ -32,8 +32,8 @@ def to_markdown(leaderboard: Leaderboard) -> str:
 def to_csv(leaderboard: Leaderboard) -> str:
     """One line a record with the columns of `leaderboard.flat`: numbers in full, None empty, true and false.
 
-    A text that a spreadsheet would take for a formula (it begins with =, +, -, @, tab or carriage return) gets an
-    apostrophe in front.
+    A text that a spreadsheet would take for a formula (it begins with =, +, - or @) gets an apostrophe in front;
+    control characters, line breaks among them, become spaces.
     """
     lines = flat(leaderboard)
     if not lines:
@@ -140,8 +140,8 @@ def _interval_notes(table: Table) -> list[str]:
         return []
     listed = "; ".join(f"{', '.join(labels)}: {text}" for text, labels in how.items())
     return [
-        "± and [low, high] are 95 % intervals for other samples of the same number; they do not cover the bias that "
-        "a metric has at this number. For seconds, [low, high] are the fastest and the slowest repeat.",
+        "± and brackets are 95 % intervals for other samples of the same number; they do not cover the bias that a "
+        "metric has at this number. For seconds, brackets are the fastest and the slowest repeat.",
         printable(f"Intervals from: {listed}."),
     ]
 
@@ -185,7 +185,9 @@ def _markdown_row(row: Row, columns: tuple[Column, ...]) -> str:
     name = escape(row.label)
     cells = [name if row.ranked else f"*{name}*"]
     for cell, column in zip(row.cells, columns, strict=True):
-        text = escape(cell_text(cell, column))
+        text = cell_text(cell, column)
+        # Numbers are ours and read better in the source without backslashes; reasons come from anywhere.
+        text = escape(text) if cell.state == "failed" else text
         cells.append(f"**{text}**" if cell.best else text)
     return _line(cells)
 
@@ -205,6 +207,7 @@ def escape(text: str) -> str:
 def _csv_cell(content: str | int | float | bool | None) -> str | int | float | None:
     if isinstance(content, bool):
         return "true" if content else "false"
-    if isinstance(content, str) and content.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return f"'{content}"
-    return content
+    if not isinstance(content, str):
+        return content
+    text = printable(content)
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text

@@ -1,4 +1,4 @@
-"""Where data sets are looked for, how they are checked, fetched, and read without running anything in them."""
+"""Where data sets are looked for, how they are checked, and read without running anything in them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CACHE = Path("~/.cache/trilemma-bench/data")
 
 
 def roots(root: Path | None) -> list[Path]:
-    """Folders to look in: `root` alone where it is given, else TRILEMMA_DATA, ./data, ~/.cache/trilemma-bench/data."""
+    """Folders to look in: `root` alone where it is given, else TRILEMMA_DATA, ./data and CACHE."""
     if root is not None:
         return [Path(root).expanduser()]
     named = os.environ.get("TRILEMMA_DATA")
@@ -79,7 +79,8 @@ def checked(
     """
     if images.shape != shape or len(images) != count:
         raise DataError(
-            f"{images.name}: {len(images)} images of shape {list(images.shape)}; {name} has {count} of {list(shape)}."
+            f"{images.name}: {len(images)} images of shape {list(images.shape)}; {name} has {count} of "
+            f"{list(shape)}."
         )
     array = np.concatenate(list(blocks(images)))
     result = ArrayImages(array, name, images.labels)
@@ -115,8 +116,8 @@ def read_tar(path: Path, names: Collection[str], *, limit: int, member_limit: in
     """Read the named members of a tar.gz in memory; nothing is written to disk.
 
     Raises:
-        DataError: A member that is missing, over `member_limit` bytes, a link or device, or named so that it would
-            lie outside; an archive that is broken or unpacks to over `limit` bytes.
+        DataError: A member that is missing, over `member_limit` bytes, a link or device, or named so that it
+            would lie outside; an archive that is broken or unpacks to over `limit` bytes.
     """
     data = gunzip(path, limit)
     found: dict[str, bytes] = {}
@@ -145,14 +146,16 @@ def read_tar(path: Path, names: Collection[str], *, limit: int, member_limit: in
 # --- pickles ----------------------------------------------------------------------------------------------
 
 _MAX_MEMO = 1_000_000
-# What lists, dicts, strings, numbers and numpy arrays are written with, protocols 0 to 5. Not among them: persistent
-# ids, extension codes, out-of-band buffers, and the opcodes that make class instances.
+# What lists, dicts, strings, numbers and numpy arrays are written with, protocols 0 to 5. Not among them:
+# persistent ids, extension codes, out-of-band buffers, and the opcodes that make class instances.
 _OPCODES = frozenset(
-    "PROTO FRAME STOP MARK POP POP_MARK DUP MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET GLOBAL "
-    "STACK_GLOBAL REDUCE BUILD NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT "
-    "STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES "
-    "BINBYTES8 BYTEARRAY8 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT "
-    "SETITEM SETITEMS".split()
+    """
+    PROTO FRAME STOP MARK POP POP_MARK DUP MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET
+    GLOBAL STACK_GLOBAL REDUCE BUILD NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1
+    LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE
+    BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
+    EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM SETITEMS
+    """.split()
 )
 
 
@@ -201,7 +204,8 @@ def read_pickle(data: bytes, where: str) -> Mapping[str, Any]:
     """Read a pickled dict of lists, numbers, strings and uint8 arrays, running nothing in it.
 
     No name in the pickle is looked up: the few that an array needs stand for classes of this module that only
-    remember what they are given, and every other name is refused. Opcodes are checked before anything is built.
+    remember what they are given, and every other name is refused. Opcodes are checked before anything is
+    built.
 
     Args:
         data: The pickle, of Python 2 or 3.
@@ -218,7 +222,7 @@ def read_pickle(data: bytes, where: str) -> Mapping[str, Any]:
         def find_class(self, module: str, name: str) -> Any:
             if (module, name) not in _ALLOWED:
                 raise DataError(
-                    f"{where}: the pickle asks for {module}.{name}, which images have no need of. It was refused and "
+                    f"{where}: the pickle asks for {module}.{name}, which images have no need of. Refused; "
                     "nothing in it was run. Get the data set from its publisher."
                 )
             return _ALLOWED[module, name]
@@ -241,7 +245,7 @@ def _check_opcodes(data: bytes, where: str) -> None:
         if opcode.name not in _OPCODES:
             raise DataError(f"{where}: the pickle uses {opcode.name}, which images have no need of; refused.")
         # A huge memo index would make the unpickler allocate a table of that size.
-        if opcode.name.endswith("PUT") and int(argument) > _MAX_MEMO:
+        if opcode.name.endswith("PUT") and int(argument or 0) > _MAX_MEMO:
             raise DataError(f"{where}: the pickle claims {argument} memo entries; refused.")
 
 
@@ -254,7 +258,11 @@ def _plain(value: Any, where: str) -> Any:
         return value
     shape, dtype, fortran, raw = value.state
     code = dtype.code if isinstance(dtype, _PickledType) else None
-    if code not in ("u1", "|u1", "uint8") or not isinstance(raw, (bytes, bytearray)) or not isinstance(shape, tuple):
+    if (
+        code not in ("u1", "|u1", "uint8")
+        or not isinstance(raw, (bytes, bytearray))
+        or not isinstance(shape, tuple)
+    ):
         raise DataError(f"{where}: an array of {code}; expected uint8.")
     array: Array = np.frombuffer(raw, np.uint8)
     return array.reshape(shape, order="F" if fortran else "C")

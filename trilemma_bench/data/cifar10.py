@@ -1,14 +1,15 @@
 """CIFAR-10: 50,000 training and 10,000 test images of 32 x 32 in 10 classes.
 
 Read from, in this order, in the root's folder `cifar10` and in the root itself:
-`cifar-10-batches-py/` or `cifar-10-python.tar.gz` (the official Python version, read without executing anything in
-it); zips, npz files and image folders of one split (`train.zip`, `cifar10-train.zip`, `train.npz`, `train/` ...);
-StyleGAN's and EDM's `cifar10.zip`, `cifar10-32x32.zip` (the training images).
+`cifar-10-batches-py/` or `cifar-10-python.tar.gz` (the official Python version, read without executing
+anything in it); zips, npz files and image folders of one split (`train.zip`, `cifar10-train.zip`,
+`train.npz`, `train/` ...); StyleGAN's and EDM's `cifar10.zip`, `cifar10-32x32.zip` (the training images).
 Where there is none of these it is downloaded. The images are always held to the published fingerprint.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,7 @@ def open_split(split: str, root: Path | None = None) -> ImageSet:
     path = _helpers.find(_candidates(split), folders=("cifar10", "cifar-10", "CIFAR10"), root=root)
     if path is None:
         path = _download(split, root)
+    images: ImageSet
     if path.name == FOLDER:
         images = _from_folder(path, split)
     elif path.name == ARCHIVE:
@@ -95,8 +97,12 @@ def _from_batches(batches: dict[str, bytes], path: Path, split: str) -> ArrayIma
         where = f"{path}: {name}"
         content = _helpers.read_pickle(batches[name], where)
         images, classes = content.get("data"), content.get("labels")
-        if not isinstance(images, np.ndarray) or images.shape != (10_000, 3072) or not isinstance(classes, list):
-            raise DataError(f"{where}: expected 'data', uint8 [10000, 3072], and a list 'labels'. Fetch it again.")
+        if (
+            not isinstance(images, np.ndarray)
+            or images.shape[1:] != (math.prod(SHAPE),)
+            or not isinstance(classes, list)
+        ):
+            raise DataError(f"{where}: expected 'data', uint8 [N, 3072], and a list 'labels'. Fetch it again.")
         arrays.append(images.reshape(-1, *SHAPE))
         labels.extend(classes)
     return ArrayImages(np.concatenate(arrays), str(path), labels)

@@ -1,7 +1,8 @@
 """MNIST: 60,000 training and 10,000 test digits, 28 x 28, grey, 10 classes.
 
-Read from the idx files of its publisher, plain or gzipped, in the root's folder `mnist`, `MNIST/raw` (torchvision's
-place) or the root itself; where there are none they are downloaded. The images are held to their fingerprint.
+Read from the idx files of its publisher, plain or gzipped, in the root's folder `mnist`, `MNIST/raw`
+(torchvision's place) or the root itself; where there are none they are downloaded. The images are held to
+their fingerprint.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ def open_split(split: str, root: Path | None = None) -> ImageSet:
     pixels = read_idx(images_path)
     labels = read_idx(labels_path)
     if pixels.ndim != 3 or labels.shape != (len(pixels),):
-        raise DataError(f"{images_path}: shapes {list(pixels.shape)} and {list(labels.shape)} do not belong together.")
+        raise DataError(
+            f"{images_path}: shapes {list(pixels.shape)} and {list(labels.shape)} do not belong together."
+        )
     images = ArrayImages(pixels[:, None], str(images_path), labels.astype(np.int64))
     return _helpers.checked(
         images, name=f"{NAME}:{split}", shape=SHAPE, count=COUNTS[split], expected=FINGERPRINTS[split]
@@ -67,8 +70,8 @@ def open_split(split: str, root: Path | None = None) -> ImageSet:
 def read_idx(path: Path) -> UInt8Images:
     """Read an idx file of unsigned bytes, gzipped or not.
 
-    The format: two zero bytes, the type (8: unsigned byte), the number of dimensions, each of them as a big-endian
-    int32, and the values.
+    The format: two zero bytes, the type (8: unsigned byte), the number of dimensions, each of them as a
+    big-endian int32, and the values.
 
     Raises:
         DataError: Another type, or a length that the dimensions do not give.

@@ -25,7 +25,7 @@ MAX_WEIGHTS_BYTES = 2**30
 
 
 class NetworkExtractor:
-    """An `Extractor` over a network: fixed batches, the last one padded, so that no image sees its companions.
+    """An `Extractor` over a network, in fixed batches, the last one padded: no image sees its companions.
 
     Args:
         name: The registry name.
@@ -86,14 +86,17 @@ Rule = Literal["half_pixel", "tensorflow1"]
 def resize_weights(size: int, new_size: int, rule: Rule) -> Tensor:
     """The matrix [new_size, size] (float32) that resizes one axis bilinearly; a picture takes two products.
 
-    half_pixel: output i looks at (i + 1/2) size / new_size - 1/2. Upwards between the two nearest pixels, edges
-    clamped; downwards over a triangle as wide as the scale. This is torch's `interpolate(mode="bilinear",
-    align_corners=False, antialias=True)`, which upwards is the same with and without antialias.
+    half_pixel: output i looks at (i + 1/2) size / new_size - 1/2. Upwards between the two nearest pixels,
+    edges clamped; downwards over a triangle as wide as the scale. This is torch's
+    `interpolate(mode="bilinear", align_corners=False, antialias=True)`, which upwards is the same with and
+    without antialias.
     tensorflow1: output i looks at i size / new_size, between the two nearest pixels, in both directions, as
     TensorFlow 1's `resize_bilinear` and torch-fidelity's copy of it in float32.
     """
     if rule == "tensorflow1":
-        place = torch.arange(new_size, dtype=torch.float32) * torch.tensor(size / new_size, dtype=torch.float32)
+        place = torch.arange(new_size, dtype=torch.float32) * torch.tensor(
+            size / new_size, dtype=torch.float32
+        )
         low = place.long()
         part = (place - low).double()
         weights = torch.zeros(new_size, size, dtype=torch.float64)
@@ -113,9 +116,10 @@ def resize_weights(size: int, new_size: int, rule: Rule) -> Tensor:
 
 
 class Resize(nn.Module):
-    """Scale grey levels by (x - mean) / std and resize to `size` x `size`, whatever the aspect; channels_last.
+    """Scale grey levels by (x - mean) / std and resize to `size` x `size`, whatever the aspect.
 
-    Scaling comes first, as it commutes with the resize (whose weights sum to 1) and there are fewer pixels then.
+    Scaling comes first, as it commutes with the resize (whose weights sum to 1) and there are fewer pixels
+    then.
     """
 
     def __init__(self, size: int, rule: Rule, *, mean: float, std: float) -> None:
@@ -140,16 +144,14 @@ class Resize(nn.Module):
 
 
 def fold_batch_norm(module: nn.Module, pairs: Iterable[tuple[str, str]]) -> None:
-    """Fold each named batch norm of `module` into the convolution before it, in place (evaluation mode only)."""
+    """Fold each named batch norm of `module` into the convolution before it, in place; for evaluation."""
     for conv_name, norm_name in pairs:
         conv, norm = getattr(module, conv_name), getattr(module, norm_name)
         setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
         setattr(module, norm_name, nn.Identity())
 
 
-def read_weights(
-    path: Path, *, sha256: str, allow_unverified: bool
-) -> tuple[dict[str, Tensor], str, bool]:
+def read_weights(path: Path, *, sha256: str, allow_unverified: bool) -> tuple[dict[str, Tensor], str, bool]:
     """Read a state dict as data (`weights_only`) and hold it to the published digest.
 
     Args:
@@ -172,8 +174,8 @@ def read_weights(
     found = hashlib.sha256(data).hexdigest()
     if found != sha256 and not allow_unverified:
         raise WeightsError(
-            f"{path}: SHA-256 begins {found[:4]}..., expected {sha256[:8]}.... Delete the file and fetch it again, or "
-            "allow unverified weights, which marks the record."
+            f"{path}: SHA-256 begins {found[:8]}..., expected {sha256[:8]}.... Delete the file and fetch it "
+            "again, or allow unverified weights, which marks the record."
         )
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

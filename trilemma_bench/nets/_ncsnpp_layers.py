@@ -1,4 +1,4 @@
-"""Layers and blocks of the DDGAN networks (see `ncsnpp`); attribute names are those of the authors' state dicts."""
+"""Layers and blocks of the DDGAN networks (see `ncsnpp`), named as in the authors' state dicts."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ def num_groups(channels: int) -> int:
     groups = min(channels // 4, 32)
     require(
         groups >= 1 and channels % groups == 0,
-        f"num_channels_dae and ch_mult give a layer of {channels} channels, which group normalisation cannot split "
-        f"into {groups} groups. Use a multiple of 4 under 128 channels, of 32 above.",
+        f"num_channels_dae and ch_mult give a layer of {channels} channels, which group normalisation cannot "
+        f"split into {groups} groups. Use a multiple of 4 under 128 channels, of 32 above.",
     )
     return groups
 
@@ -133,7 +133,7 @@ class PixelNorm(nn.Module):
 
 
 def sinusoidal(t: Tensor, dim: int) -> Tensor:
-    """Sines, then cosines, of t [B] at dim // 2 frequencies from 1 to 1e-4: float32 [B, dim], a 0 last if dim is odd."""
+    """Sines, then cosines, of t [B] at frequencies 1 to 1e-4: float32 [B, dim], the last 0 if dim is odd."""
     half = dim // 2
     frequencies = torch.exp(torch.arange(half, device=t.device) * (-math.log(10_000) / (half - 1)))
     angles = t.float()[:, None] * frequencies
@@ -154,13 +154,14 @@ def fir_matrix(taps: Sequence[Any]) -> npt.NDArray[np.float32]:
     square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] > 0
     require(
         square and bool(np.isfinite(matrix).all()) and matrix.sum() != 0,
-        f"fir_kernel must be taps or a square matrix whose sum is not 0, such as [1, 3, 3, 1]; got {list(taps)}.",
+        "fir_kernel must be taps or a square matrix whose sum is not 0, such as [1, 3, 3, 1]; "
+        f"got {list(taps)}.",
     )
     return matrix / matrix.sum()
 
 
 class Fir(nn.Module):
-    """Depthwise filtering with zero padding, the kernel flipped as in a true convolution, after or before resampling.
+    """Depthwise zero-padded filtering, kernel flipped (true convolution), with zero insertion or decimation.
 
     Args:
         taps: The filter, see `fir_matrix`.
@@ -190,7 +191,7 @@ class Fir(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":
             return self._filter(x)
-        # oneDNN's transposed depthwise convolution (up, and the gradient of down) is 10 times slower in bfloat16.
+        # oneDNN's transposed depthwise convolution (up, the gradient of down) is 10 times slower in bfloat16.
         with torch.autocast("cpu", enabled=False):
             return self._filter(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
 
@@ -230,7 +231,7 @@ def downsampler(config: GeneratorConfig) -> nn.Module:
 
 
 class PyramidDown(nn.Module):
-    """A 3x3 convolution of stride 2, behind the FIR filter or, without it, behind a zero row and column at the end."""
+    """A 3x3 convolution of stride 2, behind the FIR filter or a zero row and column at the end."""
 
     def __init__(self, in_ch: int, out_ch: int, config: GeneratorConfig) -> None:
         super().__init__()
@@ -317,7 +318,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         pixels = self.GroupNorm_0(x).flatten(2).transpose(1, 2)
         query, key, value = self.NIN_0(pixels), self.NIN_1(pixels), self.NIN_2(pixels)
-        # Products written out: scaled_dot_product_attention has no second derivative, and FLOP counters miss it.
+        # Written out: scaled_dot_product_attention has no second derivative on the CPU.
         weights = torch.softmax((query * x.shape[1] ** -0.5) @ key.transpose(1, 2), dim=-1)
         h = self.NIN_3(weights @ value)
         return (x + h.transpose(1, 2).reshape(x.shape)) * self.gain

@@ -1,18 +1,18 @@
 """Augmentation of what the discriminator sees: ADA (Karras et al. 2020, arXiv 2006.06676) and DiffAugment.
 
-ADA draws every transformation for every image with probability p, composes the geometric ones into one matrix and
-the colour ones into another, and applies each matrix once; a controller moves p so that the discriminator keeps
-calling about (1 + target) / 2 of the training images real. The transformations and their strengths are those of
+ADA draws every transformation for every image with probability p, composes the geometric ones into one matrix
+and the colour ones into another, and applies each matrix once; a controller moves p so that the discriminator
+calls about (1 + target) / 2 of the training images real. The transformations and their strengths are those of
 appendix B of the paper.
 
 Departures from the authors' program, each towards what the paper describes:
 
-* An image that drew only flips, quarter turns and whole-pixel shifts is copied pixel by pixel, without filters.
-* The filter's delay is taken into account: sym6 is not quite symmetric, and uncorrected a half turn would shift
-  the image by 0.4 pixels.
-* p stays within [0, 1]; the program lets it grow past 1, where it changes nothing but takes longer to come back.
-* Image-space filtering, noise and cutout (the `bgcf`, `bgcfn`, `bgcfnc` pipelines) are not there: the paper finds
-  no gain in them and its `cifar` configuration uses `bgc`.
+* An image that drew only flips, quarter turns and whole-pixel shifts is copied pixel by pixel, unfiltered.
+* The filter's delay is taken into account: sym6 is not quite symmetric, and uncorrected a half turn would
+  shift the image by 0.4 pixels.
+* p stays within [0, 1]; the program lets it pass 1, where it changes nothing but takes longer to come back.
+* Image-space filtering, noise and cutout (the pipelines `bgcf`, `bgcfn`, `bgcfnc`) are left out; the `cifar`
+  configuration of the paper uses `bgc`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _BRIGHTNESS_STD = 0.2
 _CONTRAST_LOG2_STD = 0.5
 _SATURATION_LOG2_STD = 1.0
 
-# Orthogonal lowpass of the symlet with six vanishing moments, sum sqrt 2 (PyWavelets' `sym6`, Daubechies 1992).
+# Daubechies' least asymmetric orthogonal lowpass with six vanishing moments, sum sqrt 2: PyWavelets' `sym6`.
 SYM6 = (
     0.015404109327027373,
     0.0034907120842174702,
@@ -74,7 +74,7 @@ _LEAD = _TAPS // 2 - 1  # how many fine samples a pixel's filter begins before t
 _DELAY = sum(i * tap for i, tap in enumerate(SYM6)) / sum(SYM6) - _LEAD
 
 
-# ---------------------------------------------------------------------------------------------------------- ADA
+# ------------------------------------------------------------------------------------------------------- ADA
 
 
 def augment(
@@ -102,7 +102,7 @@ def augment(
     n, channels, size, _ = images.shape
     matrix, is_general = draw_geometry(n, size, p, generator=generator, transforms=transforms)
     color = draw_color(n, p, generator=generator, transforms=transforms, channels=channels)
-    # In bfloat16 the filters would no longer cancel, so autocast is off and half-precision images are widened.
+    # In bfloat16 the filters would no longer cancel: autocast is off, and half-precision images are widened.
     with torch.autocast(images.device.type, enabled=False):
         out = images.to(torch.promote_types(images.dtype, torch.float32))
         if set(transforms) & set(_BLIT + _GEOMETRY):
@@ -126,13 +126,14 @@ def draw_geometry(
 
     Returns:
         Matrices, float64 [n, 3, 3], from a pixel of the result to its place in the image, in pixels from the
-        centre (x right, y down); and whether more than flips, quarter turns and whole pixels were drawn, bool [n].
+        centre (x right, y down); and where more than flips, quarter turns and whole pixels came, bool [n].
     """
     draw = _Draw(n, p, generator)
     inverse = torch.eye(3, dtype=torch.float64, device=generator.device).repeat(n, 1, 1)
     is_general = torch.zeros(n, dtype=torch.bool, device=generator.device)
     if "xflip" in transforms:
-        inverse = inverse @ _scaling(1 - 2 * draw.choice(2), 1)
+        sign = (1 - 2 * draw.choice(2)).double()
+        inverse = inverse @ _scaling(sign, torch.ones_like(sign))
     if "rotate90" in transforms:
         turns = draw.choice(4)
         # Exact sines and cosines keep the blits exact.
@@ -142,24 +143,22 @@ def draw_geometry(
         shift = (draw.uniform(2) * (_XINT_MAX * size)).round()
         inverse = inverse @ _translation(-shift)
 
-    def general(drawn: Tensor, matrix: Tensor) -> None:
-        nonlocal inverse, is_general
-        inverse, is_general = inverse @ matrix, is_general | drawn
-
     if "scale" in transforms:
         factor, drawn = draw.log_normal(_SCALE_LOG2_STD)
-        general(drawn, _scaling(1 / factor, 1 / factor))
+        inverse, is_general = inverse @ _scaling(1 / factor, 1 / factor), is_general | drawn
+    # With anisotropic scaling between two rotations, images are stretched along any direction.
     if "rotate" in transforms:
-        # Two rotations, before and after the anisotropic scaling, which together happen with probability p.
-        general(*_drawn_rotation(draw, p))
+        angle, drawn = draw.half_rotation()
+        inverse, is_general = inverse @ _rotation(angle.cos(), angle.sin()), is_general | drawn
     if "aniso" in transforms:
         factor, drawn = draw.log_normal(_ANISO_LOG2_STD)
-        general(drawn, _scaling(1 / factor, factor))
+        inverse, is_general = inverse @ _scaling(1 / factor, factor), is_general | drawn
     if "rotate" in transforms:
-        general(*_drawn_rotation(draw, p))
+        angle, drawn = draw.half_rotation()
+        inverse, is_general = inverse @ _rotation(angle.cos(), angle.sin()), is_general | drawn
     if "xfrac" in transforms:
         shift, drawn = draw.normal(2)
-        general(drawn, _translation(shift * (-_XFRAC_STD * size)))
+        inverse, is_general = inverse @ _translation(shift * (-_XFRAC_STD * size)), is_general | drawn
     return inverse, is_general
 
 
@@ -215,25 +214,30 @@ class _Draw:
         shape = (self.n, width)
         return torch.rand(shape, generator=self.generator, dtype=torch.float64, device=self.generator.device)
 
-    def happens(self, p: float | None = None) -> Tensor:
-        """bool [n]."""
-        return self._uniform()[:, 0] < (self.p if p is None else p)
+    def _happens(self, p: float) -> Tensor:
+        return self._uniform()[:, 0] < p
 
     def choice(self, count: int) -> Tensor:
         """int64 [n], uniform on 0 ... count - 1; 0 where nothing happens."""
         drawn = (self._uniform()[:, 0] * count).long()
-        return drawn * self.happens()
+        return drawn * self._happens(self.p)
 
     def uniform(self, width: int) -> Tensor:
         """[n, width], uniform on [-1, 1); 0 where nothing happens."""
         drawn = self._uniform(width) * 2 - 1
-        return drawn * self.happens()[:, None]
+        return drawn * self._happens(self.p)[:, None]
+
+    def half_rotation(self) -> tuple[Tensor, Tensor]:
+        """Angles [n], one of two rotations that happen with probability p in all; and where this one does."""
+        angle = (self._uniform()[:, 0] * 2 - 1) * math.pi
+        happens = self._happens(1 - math.sqrt(1 - self.p))
+        return angle * happens, happens
 
     def normal(self, width: int) -> tuple[Tensor, Tensor]:
         """[n, width], standard normal, 0 where nothing happens; and where it does."""
         shape, device = (self.n, width), self.generator.device
         drawn = torch.randn(shape, generator=self.generator, dtype=torch.float64, device=device)
-        happens = self.happens()
+        happens = self._happens(self.p)
         return drawn * happens[:, None], happens
 
     def log_normal(self, log2_std: float) -> tuple[Tensor, Tensor]:
@@ -242,15 +246,7 @@ class _Draw:
         return torch.exp2(drawn[:, 0] * log2_std), happens
 
 
-def _drawn_rotation(draw: _Draw, p: float) -> tuple[Tensor, Tensor]:
-    """One of the two rotations: probability 1 - sqrt(1 - p), angle uniform on [-pi, pi)."""
-    angle = (draw._uniform()[:, 0] * 2 - 1) * math.pi
-    happens = draw.happens(1 - math.sqrt(1 - p))
-    angle = angle * happens
-    return happens, _rotation(angle.cos(), angle.sin())
-
-
-# ----------------------------------------------------------------------------------------------------- matrices
+# -------------------------------------------------------------------------------------------------- matrices
 
 
 def _affine(linear: Tensor, shift: Tensor | None = None) -> Tensor:
@@ -263,9 +259,8 @@ def _affine(linear: Tensor, shift: Tensor | None = None) -> Tensor:
     return matrix
 
 
-def _scaling(x: Tensor | float, y: Tensor | float) -> Tensor:
-    x, y = torch.broadcast_tensors(torch.as_tensor(x), torch.as_tensor(y).to(torch.as_tensor(x).device))
-    return _affine(torch.diag_embed(torch.stack([x, y], dim=-1).double()))
+def _scaling(x: Tensor, y: Tensor) -> Tensor:
+    return _affine(torch.diag_embed(torch.stack([x, y], dim=-1)))
 
 
 def _rotation(cos: Tensor, sin: Tensor) -> Tensor:
@@ -284,7 +279,7 @@ def _rotation_about_grey(angle: Tensor) -> Tensor:
     return luma + (eye - luma) * angle.cos() + cross / math.sqrt(3) * angle.sin()
 
 
-# ---------------------------------------------------------------------------------------------------- execution
+# ------------------------------------------------------------------------------------------------- execution
 
 
 def _transform_color(images: Tensor, color: Tensor) -> Tensor:
@@ -317,7 +312,7 @@ def _move_pixels(images: Tensor, matrix: Tensor) -> Tensor:
 def _resample(images: Tensor, matrix: Tensor) -> Tensor:
     """Affine resampling without aliases: to twice the resolution by sym6, bilinear there, and back by sym6.
 
-    With the identity the two filters cancel exactly, as they are orthogonal. Beyond the border the image goes on
+    With the identity the two filters cancel, as they are orthogonal. Beyond the border the image goes on
     reflected, as far as its own size; further out it is 0.
     """
     size = images.shape[-1]
@@ -336,7 +331,7 @@ def _resample(images: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _sources(matrix: Tensor, axis: Tensor, size: int) -> Tensor:
-    """Where the pixels (axis[j], axis[i]) of the result come from: x and y, float64 [2, N, len, len], in pixels."""
+    """Where the result's points (axis[j], axis[i]) come from: x and y in pixels, float64 [2, N, len, len]."""
     centre = (size - 1) / 2
     y, x = torch.meshgrid(axis - centre, axis - centre, indexing="ij")
     points = torch.stack([x, y, torch.ones_like(x)])
@@ -344,15 +339,16 @@ def _sources(matrix: Tensor, axis: Tensor, size: int) -> Tensor:
 
 
 def _reflect(index: Tensor, size: int) -> Tensor:
-    """Whole indices folded into 0 ... size - 1 at the centres of the border pixels (which are not repeated)."""
+    """Whole indices folded into 0 ... size - 1 about the border pixels, which are not repeated."""
     period = 2 * (size - 1)
     index = index.remainder(period)
     return torch.minimum(index, period - index)
 
 
 @lru_cache(maxsize=128)
+@torch.inference_mode(False)  # else a matrix first made under it could not serve training later
 def _fine_from_pixels(size: int, first: int, stop: int, *, reflect: bool) -> Tensor:
-    """Fine samples first ... stop - 1 of a line of pixels as a matrix, float64 [stop - first, size], row sums 1.
+    """Fine samples first ... stop - 1 of a line of pixels, as a matrix: float64 [stop - first, size].
 
     Fine sample q is sqrt 2 * sum_k SYM6[q - 2 k + lead] pixel[k]; pixels outside are reflected, or else 0.
     """
@@ -417,7 +413,7 @@ class _BilinearAdjoint(torch.autograd.Function):
         return _Bilinear.apply(grad.contiguous(), grid), None, None
 
 
-# --------------------------------------------------------------------------------------------------- controller
+# ------------------------------------------------------------------------------------------------ controller
 
 
 @dataclass
@@ -446,22 +442,20 @@ class AdaController:
 
     def __post_init__(self) -> None:
         if not (self.batch_size >= 1 and self.interval >= 1 and self.speed_kimg > 0 and 0 <= self.p <= 1):
-            raise UsageError(
-                "AdaController needs batch_size and interval of at least 1, speed_kimg above 0 and p in [0, 1]; "
-                f"got {self}."
-            )
+            wanted = "batch_size and interval of at least 1, speed_kimg above 0 and p in [0, 1]"
+            raise UsageError(f"the augmentation's controller needs {wanted}; got {self}.")
 
     def update(self, real_logits: Tensor) -> float:
-        """Takes the logits of a step's (unaugmented or augmented) real images, any shape; returns the p to use.
+        """Takes the logits of a step's real images, augmented as they were, any shape; returns the p to use.
 
         Raises:
-            TrainingError: a logit that is not finite.
+            TrainingError: a logit is NaN.
         """
-        sign_sum = float(real_logits.detach().sign().sum())
-        if not math.isfinite(sign_sum):
-            raise TrainingError("the discriminator's logits of real images are NaN; training cannot go on.")
-        self._sign_sum += sign_sum
-        self._num_logits += real_logits.numel()
+        logits = real_logits.detach()
+        if logits.isnan().any():
+            raise TrainingError("the discriminator's logits of real images hold NaN; the run has diverged.")
+        self._sign_sum += float(logits.sign().sum())
+        self._num_logits += logits.numel()
         if self._num_logits >= self.interval * self.batch_size:
             self.r_t = self._sign_sum / self._num_logits
             direction = (self.r_t > self.target) - (self.r_t < self.target)
@@ -482,15 +476,13 @@ class AdaController:
     def load_state_dict(self, state: dict[str, float | int | None]) -> None:
         """Takes up a `state_dict`; raises TrainingError where a key is missing or unknown."""
         if set(state) != set(self.state_dict()):
-            wanted = ", ".join(self.state_dict())
-            raise TrainingError(
-                f"the augmentation's state must hold {wanted}; found {', '.join(state) or 'none'}."
-            )
+            wanted, found = ", ".join(self.state_dict()), ", ".join(state) or "nothing"
+            raise TrainingError(f"the augmentation's state must hold {wanted}; found {found}.")
         self.p, self.r_t = float(state["p"] or 0), state["r_t"]
         self._sign_sum, self._num_logits = float(state["sign_sum"] or 0), int(state["num_logits"] or 0)
 
 
-# -------------------------------------------------------------------------------------------------- DiffAugment
+# ----------------------------------------------------------------------------------------------- DiffAugment
 
 
 def diffaugment(
@@ -498,9 +490,9 @@ def diffaugment(
 ) -> Tensor:
     """Images augmented by DiffAugment (Zhao et al. 2020, arXiv 2006.10738); differentiable.
 
-    color: brightness + U(-0.5, 0.5), saturation x U(0, 2) about the pixel's mean, contrast x U(0.5, 1.5) about the
-    image's mean. translation: up to 1/8 of the size along each axis, zeros move in. cutout: a square of half the
-    size set to 0, its centre anywhere in the image. Every image draws its own.
+    color: brightness + U(-0.5, 0.5), saturation x U(0, 2) about the pixel's mean, contrast x U(0.5, 1.5)
+    about the image's mean. translation: up to 1/8 of the size along each axis, zeros move in. cutout: a
+    square of half the size set to 0, its centre anywhere in the image. Every image draws its own.
 
     Args:
         images: float [N, C, R, R] in [-1, 1], C = 1 or 3.
@@ -554,7 +546,7 @@ def _diff_cutout(images: Tensor, generator: torch.Generator) -> Tensor:
 _DIFFAUGMENT = {"color": _diff_color, "translation": _diff_translation, "cutout": _diff_cutout}
 
 
-# ------------------------------------------------------------------------------------------------------- checks
+# ---------------------------------------------------------------------------------------------------- checks
 
 
 def _transforms(pipeline: str | Sequence[str]) -> tuple[str, ...]:

@@ -3,10 +3,10 @@
     x_0 prediction   G(x, t, z)   : x [B, C, S, S] (the noisier image), t [B] step, z [B, nz] -> [B, C, S, S]
     critic           D(x, t, x_t) : x [B, C, H, W] (the less noisy image), x_t [B, C, H, W] -> [B, 1]
 
-Written from the facts of Xiao, Kreis and Vahdat (ICLR 2022, arXiv 2112.07804) and of NCSN++ (Song et al. 2021,
-arXiv 2011.13456); module and option names are the authors', so that their checkpoints load key for key, with the
-`module.` that their distributed wrapper puts before each key or without it. Pure torch: the FIR filters are depthwise
-convolutions whose kernels are buffers outside the state dict.
+Written from the facts of Xiao, Kreis and Vahdat (ICLR 2022, arXiv 2112.07804) and of NCSN++ (Song et al.
+2021, arXiv 2011.13456); module and option names are the authors', so that their checkpoints load key for key,
+with the `module.` that their distributed wrapper puts before each key or without it. Pure torch: the FIR
+filters are depthwise convolutions whose kernels are buffers outside the state dict.
 
 An option that this file cannot follow with certainty is refused by name (UsageError), never approximated.
 """
@@ -260,7 +260,7 @@ def _normalised_output(modules: Iterator[nn.Module], h: Tensor) -> Tensor:
 
 
 class _CriticBlock(nn.Module):
-    """Residual block of the critics: the step enters after the first convolution, halving before the second."""
+    """The critics' residual block: the step enters after the first convolution, halving before the second."""
 
     def __init__(self, in_ch: int, out_ch: int, t_emb_dim: int, *, halves: bool) -> None:
         super().__init__()
@@ -289,9 +289,9 @@ class _StepEmbedding(nn.Module):
 
 
 class Discriminator(_Network):
-    """The critic of a pair of neighbouring steps, small (32 pixels) or large (256). Build with `build_discriminator`.
+    """The critic of neighbouring steps, small (32 pixels) or large (256). Build with `build_discriminator`.
 
-    It sees a batch as a whole (minibatch standard deviation): an image's logit depends on the others of its group.
+    An image's logit depends on the others of its group, by the minibatch standard deviation.
     """
 
     GROUP = 4
@@ -315,7 +315,7 @@ class Discriminator(_Network):
         """Logits of "x comes from the data, given x_t".
 
         Args:
-            x: The less noisy images, real or generated, float [B, nc / 2, H, W]; H and W at least 8 (large: 64).
+            x: The less noisy images, real or generated, float [B, nc / 2, H, W]; sides from 8 (large: 64).
             t: Index of the step between x and x_t, [B].
             x_t: The noisier images, as x.
 
@@ -393,8 +393,8 @@ def build_discriminator(config: Mapping[str, Any], *, rng: torch.Generator | Non
     """A critic D(x, t, x_t) with fresh weights, small unless `class` says otherwise.
 
     Args:
-        config: `nc`, `ngf`, `t_emb_dim` and `class` ('Discriminator_small' or 'small', 'Discriminator_large' or
-            'large'); missing ones are those of CIFAR-10.
+        config: `nc`, `ngf`, `t_emb_dim` and `class` ('Discriminator_small', 'Discriminator_large', or
+            'small', 'large'); missing ones are those of CIFAR-10.
         rng: Where the weights are drawn from; without it torch's global generator.
 
     Raises:

@@ -85,15 +85,13 @@ def _released_config(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any
         384: {"image_size": 32, "ch_mult": [1, 2, 2, 2]},
         548: {"image_size": 256, "ch_mult": [1, 1, 2, 2, 4, 4]},
     }
-    linears = sorted(k for k in tensors if k.startswith("z_transform.") and k.endswith(".weight"))
-    if not linears or "all_modules.2.weight" not in tensors or len(tensors) - 2 * len(linears) + 10 not in topologies:
-        # The published files differ in n_mlp: 5 mapping layers give 384, 4 give 548.
-        if len(tensors) not in topologies or not linears:
-            raise WeightsError(
-                f"{path}: {len(tensors)} tensors that are not a released DDGAN generator (384 or 548 tensors). "
-                "Convert it to .safetensors with its configuration under the header key `config`."
-            )
-    topology = topologies.get(len(tensors)) or topologies[384]
+    if len(tensors) not in topologies or not {"all_modules.2.weight", "z_transform.1.weight"} <= tensors.keys():
+        raise WeightsError(
+            f"{path}: {len(tensors)} tensors that are not a released DDGAN generator (384 or 548 tensors). "
+            "Convert it to .safetensors with its configuration under the header key `config`."
+        )
+    topology = topologies[len(tensors)]
+    linears = [key for key in tensors if key.startswith("z_transform.") and key.endswith(".weight")]
     stem, first = tensors["all_modules.2.weight"], tensors["z_transform.1.weight"]
     generator = {
         **topology, "num_channels": int(stem.shape[1]), "num_channels_dae": int(stem.shape[0]), "num_res_blocks": 2,

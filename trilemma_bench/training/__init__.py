@@ -1,0 +1,73 @@
+"""Trainers, one module each; the module name is the registry name. `train_model` is what the command line calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trilemma_bench.training._loop import Progress
+
+
+def train_model(
+    model: str,
+    *,
+    dataset: str = "cifar10",
+    recipe: str = "cpu-small",
+    out: Path,
+    kimg: float | None = None,
+    minutes: float | None = None,
+    device: str | None = None,
+    compile: bool = False,
+    data_root: Path | None = None,
+    report: Callable[[Progress], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Train a baseline by one of its recipes, or go on with the run that `out` holds.
+
+    Args:
+        model: Name of a trainer.
+        dataset: Name of a data set, or path of one's own images.
+        recipe: Name of one of the trainer's recipes.
+        out: Folder of the run.
+        kimg: Stop after so many thousand images in all; None is the recipe's duration.
+        minutes: Stop after so many minutes of this session.
+        device: Where to train; None is this process's GPU where there is one, else the CPU.
+        compile: Whether networks go through torch.compile.
+        data_root: Where data sets lie.
+        report: Told of losses and rate every few seconds.
+
+    Returns:
+        See `_loop.train`.
+
+    Raises:
+        TrilemmaError: An unknown name, data that cannot be read, or a run that cannot go on.
+    """
+    from accelerate import PartialState
+
+    from trilemma_bench import registry
+    from trilemma_bench.errors import DataError, unknown_name
+    from trilemma_bench.kinds import TrainerKind
+    from trilemma_bench.training._loop import Limits, train
+
+    kind: TrainerKind = registry.get("trainer", model)
+    if recipe not in kind.recipes:
+        raise unknown_name(f"recipe of {model}", recipe, kind.recipes)
+    path = Path(dataset).expanduser()
+    if dataset in registry.names("dataset"):
+        data = registry.get("dataset", dataset).open("train", data_root)
+    elif path.exists():
+        data = registry.get("dataset", "image_folder").open("train", path)
+    else:
+        raise unknown_name("data set", dataset, registry.names("dataset"))
+    chosen = PartialState(cpu=device == "cpu").device if device in (None, "cpu") else device
+    import torch
+
+    task = kind.task(kind.recipes[recipe], torch.device(chosen), compile=compile)
+    if tuple(data.shape) != task.image_shape:
+        raise DataError(
+            f"{data.name} has images of {list(data.shape)}; the recipe {recipe} of {model} needs "
+            f"{list(task.image_shape)}."
+        )
+    limits = Limits(minutes=minutes, kimg=kimg)
+    return train(task, data, Path(out), limits=limits, report=report)

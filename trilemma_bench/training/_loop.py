@@ -82,6 +82,7 @@ class Task(ABC):
     averaged: tuple[str, ...]
     config: Mapping[str, Any]
     """What a sampler needs to build the same network."""
+    image_shape: tuple[int, int, int]
 
     def __init__(self, recipe: Recipe, device: torch.device, *, compile: bool = False) -> None:
         self.recipe = recipe
@@ -207,9 +208,10 @@ class Feed:
 
 @dataclass
 class Limits:
-    """When to stop and how often to write; times in minutes."""
+    """When to stop and how often to write; times in minutes, `kimg` in thousands of images."""
 
     minutes: float | None = None
+    kimg: float | None = None
     checkpoint_minutes: float = 3.0
     grid_minutes: float = 10.0
     log_seconds: float = 10.0
@@ -251,7 +253,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     number, seconds = _resume(task, out)
     feed = Feed(data.read(0, len(data)), data.labels, recipe, task.device)
-    total = math.ceil(recipe.duration_kimg * 1000 / recipe.batch)
+    total = math.ceil((limits.kimg or recipe.duration_kimg) * 1000 / recipe.batch)
     writer = _Writer(task, out, limits, main=process.is_main_process)
     clock = _Clock(seconds, limits.minutes)
     losses: dict[str, float] = {}

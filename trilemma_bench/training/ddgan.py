@@ -105,6 +105,8 @@ class DDGANTask(Task):
         self.config = {
             "generator": dict(recipe.generator), "pixel_block": block, "num_timesteps": recipe.num_timesteps,
         }  # fmt: skip
+        size = int(recipe.generator["image_size"]) * block
+        self.image_shape = (int(recipe.generator["num_channels"]) // block**2, size, size)
         self.chain = GanChain(recipe.num_timesteps)
         self.set_up()
 
@@ -173,9 +175,7 @@ class DDGANTask(Task):
     @torch.no_grad()
     def grid(self, num_images: int) -> Tensor:
         rng = torch.Generator().manual_seed(0)
-        channels = int(self.recipe.generator["num_channels"]) // self.recipe.pixel_block**2
-        size = int(self.recipe.generator["image_size"]) * self.recipe.pixel_block
-        x = torch.randn(num_images, channels, size, size, generator=rng).to(self.device)
+        x = torch.randn(num_images, *self.image_shape, generator=rng).to(self.device)
         for index in reversed(range(self.recipe.num_timesteps)):
             t = torch.full((num_images,), index, device=self.device)
             z = torch.randn(num_images, self._nz, generator=rng).to(self.device)

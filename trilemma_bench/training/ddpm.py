@@ -64,6 +64,9 @@ class DDPMTask(Task):
             "eps": torch.optim.AdamW(net.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
         }
         self.config = {"unet": dict(recipe.unet), "num_train_steps": recipe.num_train_steps}
+        block = int(recipe.unet.get("pixel_block", 1))
+        size = int(recipe.unet["sample_size"]) * block
+        self.image_shape = (int(recipe.unet["in_channels"]) // block**2, size, size)
         self.chain = Chain(linear_betas(recipe.num_train_steps))
         self.set_up()
 
@@ -88,9 +91,7 @@ class DDPMTask(Task):
     def grid(self, num_images: int) -> Tensor:
         """By DDIM in 50 quadratic steps: enough to look at, twenty times faster than the chain."""
         net = self.averages["eps"]
-        size = int(self.recipe.unet["sample_size"]) * int(self.recipe.unet.get("pixel_block", 1))
-        channels = int(self.recipe.unet["in_channels"]) // int(self.recipe.unet.get("pixel_block", 1)) ** 2
-        x = torch.randn(num_images, channels, size, size, generator=torch.Generator().manual_seed(0)).to(self.device)
+        x = torch.randn(num_images, *self.image_shape, generator=torch.Generator().manual_seed(0)).to(self.device)
         steps = min(50, len(self.chain))
         for t, t_prev in ddim_pairs(len(self.chain), steps, "quadratic"):
             with self.autocast():

@@ -1,0 +1,22 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder with the real data sets; tests that need it are skipped where there is none."""
+    named = os.environ.get("TRILEMMA_DATA")
+    places = [Path(named)] if named else []
+    places.append(CHECKOUT.parent / "shared" / "data")
+    for place in places:
+        if (place / "cifar10").is_dir():
+            return place
+    pytest.skip(f"no real data: neither TRILEMMA_DATA nor {places[-1]} has a folder cifar10")

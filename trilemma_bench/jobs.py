@@ -1,0 +1,54 @@
+"""Executors: many runs, one after the other; what one of them breaks stays its own."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+
+from trilemma_bench.errors import StoreError, TrilemmaError
+from trilemma_bench.models import open_model
+from trilemma_bench.record import ResultRecord
+from trilemma_bench.run import Data, Settings, evaluate_spec, failure_path, failure_record
+from trilemma_bench.spec import RunSpec
+from trilemma_bench.store import write_atomic
+
+
+def check(specs: Sequence[RunSpec], settings: Settings) -> None:
+    """Open every built-in model once, so that bad input is refused before anything is measured.
+
+    Raises:
+        TrilemmaError: The first thing that cannot be used.
+    """
+    for spec in specs:
+        if spec.sampler.kind in ("builtin", "untrained", "external"):
+            open_model(spec)
+
+
+def run_all(
+    specs: Sequence[RunSpec],
+    data: Data,
+    settings: Settings,
+    *,
+    failed: Callable[[RunSpec, BaseException, str], None] = lambda spec, error, trace: None,
+) -> list[ResultRecord]:
+    """Measure every spec in order. A model that raises becomes a record that says so, and the others go on.
+
+    Args:
+        specs: What to measure.
+        data: The data set.
+        settings: Where things lie.
+        failed: Told of each failure, with its traceback.
+    """
+    records = []
+    for spec in specs:
+        try:
+            record = evaluate_spec(spec, data, settings)
+        except StoreError:
+            raise
+        except Exception as error:
+            failed(spec, error, "" if isinstance(error, TrilemmaError) else traceback.format_exc())
+            record = failure_record(spec, error)
+            if settings.out is not None:
+                write_atomic(failure_path(settings.out, spec), record.dumps().encode())
+        records.append(record)
+    return records

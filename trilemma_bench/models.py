@@ -1,0 +1,279 @@
+"""From what a user types after `--models` to a sampler that draws.
+
+`ddpm` · `ddim:steps=20,eta=0` · `ddgan@path/netG_1200.pth` · `real:split=test` · `untrained:ddgan` ·
+`package.module:factory` (found on the Python path or in the current folder).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from trilemma_bench import registry
+from trilemma_bench.cards import load_card
+from trilemma_bench.errors import UsageError, WeightsError, unknown_name
+from trilemma_bench.kinds import Sampler, SamplerKind, Weights
+from trilemma_bench.samplers._helpers import untrained, weights_digest
+from trilemma_bench.spec import RunSpec, SamplerSpec, digest
+
+EXACT = (0, 0.0)
+
+
+def parse_models(text: str) -> list[SamplerSpec]:
+    """The models of a comma-separated list; a part with `=` and without `:` before it belongs to the one before.
+
+    Raises:
+        UsageError: An unknown name or option, or a model named twice.
+    """
+    items: list[str] = []
+    for part in (part.strip() for part in text.split(",")):
+        continues = "=" in part and ":" not in part.split("=")[0]
+        if continues and items:
+            items[-1] += "," + part
+        elif part:
+            items.append(part)
+    if not items:
+        raise UsageError(f"--models names no model. There are {', '.join(registry.names('sampler'))}.")
+    specs = [parse_model(item) for item in items]
+    for spec in specs:
+        if specs.count(spec) > 1:
+            raise UsageError(f"--models names {spec} twice. Name it once.")
+    return specs
+
+
+def parse_model(text: str) -> SamplerSpec:
+    """One model: `[untrained:]name[:key=value,...][@weights]`, `real[:split=...]` or `module:factory`."""
+    body, _, weights = text.partition("@")
+    head, _, rest = body.partition(":")
+    if head == "real":
+        options = _options(rest, text)
+        unknown = set(options) - {"split"}
+        if unknown:
+            raise unknown_name("option of real", sorted(unknown)[0], ["split"])
+        return SamplerSpec(name="real", options={"split": options.get("split", "test")}, kind="real")
+    if head == "untrained":
+        inner = parse_model(rest)
+        if inner.kind != "builtin" or weights:
+            raise UsageError(f"{text}: untrained takes a built-in model without weights, such as untrained:ddgan.")
+        return inner.model_copy(update={"kind": "untrained"})
+    if head in registry.names("sampler"):
+        kind: SamplerKind = registry.get("sampler", head)
+        checked = _check_options(kind, _options(rest, text))
+        return SamplerSpec(name=head, options=checked, weights=weights or None)
+    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", body) and not weights:
+        return SamplerSpec(name=body, kind="external")
+    raise unknown_name("model", head, [*registry.names("sampler"), "real", "untrained", "module:factory"])
+
+
+def _options(text: str, whole: str) -> dict[str, str]:
+    options = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        key, equals, value = part.partition("=")
+        if not equals or not value:
+            raise UsageError(f"{whole}: expected key=value after the colon; got {part!r}.")
+        if key.strip() in options:
+            raise UsageError(f"{whole}: option {key.strip()!r} is given twice.")
+        options[key.strip()] = value.strip()
+    return options
+
+
+def _check_options(kind: SamplerKind, given: dict[str, str]) -> dict[str, Any]:
+    """The given options in their true types, in the order of the model."""
+    known = kind.options.model_fields
+    for key in given:
+        if key not in known:
+            raise unknown_name(f"option of {kind.name}", key, known)
+    try:
+        options = kind.options.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"{kind.name}: option {name}={first['input']}: {first['msg']}.") from error
+    found: dict[str, Any] = options.model_dump(mode="json", exclude_unset=True)
+    return found
+
+
+# --- opening ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model that is ready to draw.
+
+    Attributes:
+        family: For the record.
+        samples_key: Digest of weights, options, precision, device type and micro-batch.
+        weights: None for an external sampler.
+        shipped: Folder of shards that come with the baseline, or None.
+        tolerance: See `SamplerKind`.
+        remake: remake(micro_batch) -> the same sampler with another micro-batch.
+        trusted: Whether the key names all that fixes the images; else cached images are spot-checked each time.
+    """
+
+    sampler: Sampler
+    family: str
+    samples_key: str
+    weights: Weights | None
+    shipped: Path | None
+    tolerance: tuple[int, float]
+    remake: Callable[[int], Sampler]
+    micro_batch: int
+    load_seconds: float
+    trusted: bool
+
+
+def open_model(spec: RunSpec) -> OpenModel:
+    """Build the sampler of a run.
+
+    Raises:
+        UsageError: A module, factory or attribute that is missing; a device that is not there.
+        WeightsError: Weights that are missing, altered, or of another network.
+    """
+    _check_device(spec.device)
+    start = time.perf_counter()
+    if spec.sampler.kind == "external":
+        return _open_external(spec, start)
+    kind: SamplerKind = registry.get("sampler", spec.sampler.name)
+    weights, shipped = _weights(kind, spec.sampler)
+    options = kind.options.model_validate(spec.sampler.options)
+
+    def make(micro_batch: int | None) -> Any:
+        return kind.build(
+            options, weights, device=spec.device, dtype=spec.dtype, compile=spec.compile, micro_batch=micro_batch
+        )
+
+    sampler = make(spec.batch_size)
+    key = digest(
+        {
+            "sampler": kind.name, "options": options.model_dump(mode="json"), "weights": weights.digest,
+            "dtype": spec.dtype, "compile": spec.compile, "device": torch.device(spec.device).type,
+            "micro_batch": sampler.micro_batch,
+        }
+    )  # fmt: skip
+    family = "untrained" if spec.sampler.kind == "untrained" else kind.family
+    return OpenModel(
+        sampler=sampler, family=family, samples_key=key, weights=weights, shipped=shipped, tolerance=kind.tolerance,
+        remake=make, micro_batch=sampler.micro_batch, load_seconds=time.perf_counter() - start, trusted=True,
+    )  # fmt: skip
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {device}: {str(error).splitlines()[0]} Use --device cpu.") from error
+
+
+def _weights(kind: SamplerKind, spec: SamplerSpec) -> tuple[Weights, Path | None]:
+    """Weights from the path that the user gave, or of the baseline, with the folder of its finished shards."""
+    if spec.weights:
+        return kind.load(Path(spec.weights).expanduser()), None
+    card, folder = load_card(kind.baseline)
+    path = folder / card.weights
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file, though the card names it. Install the package again.")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != card.weights_digest:
+        raise WeightsError(
+            f"{path}: SHA-256 begins {found[:12]}..., the card says {card.weights_digest[:12]}.... "
+            "Install the package again, or name your own weights as "
+            f"{kind.name}@{card.weights}."
+        )
+    weights = kind.load(path)
+    samples = folder / "samples"
+    if spec.kind == "untrained":
+        weights = untrained(weights.config)
+    return weights, samples if samples.is_dir() else None
+
+
+# --- samplers of other people -----------------------------------------------------------------------------
+
+
+def _open_external(spec: RunSpec, start: float) -> OpenModel:
+    factory = _find_factory(spec.sampler.name)
+    sampler = factory()
+    return adopt(sampler, spec.sampler.name, start=start, batch_size=spec.batch_size)
+
+
+def adopt(sampler: Any, label: str, *, start: float | None = None, batch_size: int | None = None) -> OpenModel:
+    """Take in anybody's sampler: an object with `name`, `image_shape` and `sample(seeds)`.
+
+    Its key is its `identity` where it has one; else the digest of its source file and of the weights of the networks
+    that it names, and cached images are spot-checked in each run, since the key may not see all.
+
+    Raises:
+        UsageError: A member is missing, or of the wrong type.
+    """
+    for member in ("name", "image_shape", "sample"):
+        if not hasattr(sampler, member):
+            raise UsageError(
+                f"{label}: {type(sampler).__name__} has no `{member}`. A sampler needs `name`, `image_shape` "
+                "(C, H, W) and `sample(seeds)` -> uint8 [N, C, H, W]."
+            )
+    shape = tuple(int(n) for n in sampler.image_shape)
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise UsageError(f"{label}: image_shape must be (C, H, W) with C = 1 or 3; got {sampler.image_shape}.")
+    micro_batch = int(batch_size or getattr(sampler, "micro_batch", None) or 100)
+    identity = getattr(sampler, "identity", None)
+    key = digest(
+        {
+            "sampler": f"{type(sampler).__module__}.{type(sampler).__qualname__}", "name": str(sampler.name),
+            "identity": str(identity) if identity is not None else _own_identity(sampler),
+            "micro_batch": micro_batch,
+        }
+    )  # fmt: skip
+    return OpenModel(
+        sampler=sampler, family="external", samples_key=key, weights=None, shipped=None, tolerance=EXACT,
+        remake=lambda _: sampler, micro_batch=micro_batch,
+        load_seconds=time.perf_counter() - start if start is not None else 0.0, trusted=identity is not None,
+    )  # fmt: skip
+
+
+def _own_identity(sampler: Any) -> str:
+    """Digest of what can be seen of a sampler without an `identity`: its source file and its networks."""
+    parts = []
+    with suppress(OSError, TypeError):
+        source = inspect.getsourcefile(type(sampler))
+        if source:
+            parts.append(hashlib.sha256(Path(source).read_bytes()).hexdigest())
+    for name, network in sorted((getattr(sampler, "networks", None) or {}).items()):
+        parts.append(weights_digest(network.state_dict(), {"network": name}))
+    return digest(parts)
+
+
+def _find_factory(name: str) -> Callable[[], Any]:
+    module_name, _, attribute = name.partition(":")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and not module_name.startswith(error.name):
+            raise UsageError(f"{name}: importing {module_name} failed: {error}.") from error
+        raise UsageError(
+            f"{name}: no model and no module named {module_name!r}. Models are "
+            f"{', '.join(registry.names('sampler'))}; modules are looked up on the Python path and in {here}."
+        ) from error
+    except Exception as error:
+        raise UsageError(f"{name}: importing {module_name} failed: {type(error).__name__}: {error}.") from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise UsageError(f"{name}: {module_name} has no {attribute!r}. Name a factory without arguments.")
+        found = getattr(found, part)
+    if not callable(found):
+        raise UsageError(f"{name}: {attribute} is {type(found).__name__}; a factory without arguments is needed.")
+    return found  # type: ignore[no-any-return]

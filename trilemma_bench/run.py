@@ -1,0 +1,712 @@
+"""The experiment: draw samples, extract features, compute scores, time the sampler, write the record.
+
+`evaluate_spec` reads as the experiment does; each step below it is resumable, because what it makes lies in the store
+under the name of what fixed it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+import trilemma_bench
+from trilemma_bench import reference as references
+from trilemma_bench import registry, speed
+from trilemma_bench.errors import DataError, ProtocolError, UsageError, WeightsError, unknown_name
+from trilemma_bench.images import fingerprint, open_images
+from trilemma_bench.kinds import Dataset, Extractor, ExtractorKind, ImageSet, Metric, Reference, Sampler
+from trilemma_bench.models import OpenModel, adopt, open_model, parse_model
+from trilemma_bench.record import Hardware, Provenance, ResultRecord, Score, ScoredMetric, Speed
+from trilemma_bench.samplers._helpers import DTYPES
+from trilemma_bench.spec import Protocol, RunSpec, SamplerSpec, ScoreSpec, digest, load_protocol
+from trilemma_bench.store import FeatureStore, SampleShards, Shard, cache_folder, write_atomic
+
+Report = Callable[[str, int, int], None]
+"""report(what is done, how much of it, of how much)"""
+
+CHUNK = 100
+"""Images that are read and whose features are kept together, where they come from files."""
+HANDFUL = 4
+"""Images of finished shards that are made again in each run."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run, as far as it moves no number.
+
+    Attributes:
+        out: Results folder; None writes nothing.
+        data_root: Where data sets lie, beside the places that are always looked at.
+        cache: Samples, features and references; None takes `TRILEMMA_CACHE` or the user's cache.
+        inception_weights: Path of the TF Inception weights.
+        allow_unverified: Take extractor weights of another digest; the record says so.
+        fresh: Make all samples anew, use no finished shards.
+        retime: Add a timing to a finished record.
+        full_timing: Never extrapolate the time of slow samplers.
+        with_speed: Count and time; off where images are scored that exist already.
+        report: Told of progress.
+    """
+
+    out: Path | None = None
+    data_root: Path | None = None
+    cache: Path | None = None
+    inception_weights: Path | None = None
+    allow_unverified: bool = False
+    fresh: bool = False
+    retime: bool = False
+    full_timing: bool = False
+    report: Report = lambda what, done, total: None
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where samples, features and references are kept."""
+        return self.cache or cache_folder()
+
+
+# --- data and protocol ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set by name, or anybody's folder or file of images."""
+
+    dataset: Dataset
+    root: Path | None
+
+    def open(self, split: str) -> ImageSet:
+        """The images of a split; checked against the fingerprint where one is known."""
+        return self.dataset.open(split, self.root)
+
+    @cached_property
+    def is_own(self) -> bool:
+        """Whether these are a user's own images."""
+        return self.dataset.name == "image_folder"
+
+
+def find_data(name: str, settings: Settings) -> Data:
+    """The data set of that name, or the images at that path.
+
+    Raises:
+        UsageError: Neither a name nor a path.
+    """
+    if name in registry.names("dataset") and name != "image_folder":
+        return Data(registry.get("dataset", name), settings.data_root)
+    path = Path(name).expanduser()
+    if path.exists():
+        return Data(registry.get("dataset", "image_folder"), path)
+    known = [item for item in registry.names("dataset") if item != "image_folder"]
+    raise unknown_name("data set", name, [*known, "a path of images"])
+
+
+def find_protocol(name: str, data: Data, *, num_samples: int | None = None) -> Protocol:
+    """The protocol of that name for this data; own images fill in their fingerprint and shape.
+
+    Raises:
+        UsageError: No such protocol.
+        ProtocolError: One that belongs to another data set.
+    """
+    protocol = load_protocol(name, dataset=data.dataset.name)
+    if protocol.dataset != data.dataset.name:
+        raise ProtocolError(
+            f"{protocol.name} measures on {protocol.dataset}; --dataset says {data.dataset.name}. "
+            f"Use --dataset {protocol.dataset} or another protocol."
+        )
+    if data.is_own:
+        images = data.open("train")
+        found = fingerprint(images)
+        protocol = protocol.model_copy(
+            update={
+                "name": protocol.name.replace("image_folder", f"images-{found[:8]}"),
+                "dataset": f"images-{found[:16]}",
+                "image_shape": images.shape,
+            }
+        )
+    return protocol if num_samples is None else protocol.with_num_generated(num_samples)
+
+
+# --- the experiment ---------------------------------------------------------------------------------------
+
+
+def evaluate(
+    sampler: str | Sampler | Any,
+    dataset: str = "cifar10",
+    protocol: str = "lite",
+    *,
+    num_samples: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str = "float32",
+    compile: bool = False,
+    batch_size: int | None = None,
+    settings: Settings | None = None,
+    **options: Any,
+) -> ResultRecord:
+    """Measure one sampler: the public one-call form of `trilemma-bench run`.
+
+    Args:
+        sampler: As after `--models` (`"ddim:steps=20"`), or an object with `name`, `image_shape` and `sample(seeds)`.
+        dataset: Name of a data set, or path of one's own images.
+        protocol: `lite`, `paper`, a full name, or the path of a TOML file.
+        num_samples: Generated images; None takes the protocol's. Another count is a variant of the protocol.
+        seed: Which images: image i has the seed `seed * 2**32 + i`.
+        device: Where the networks run, such as `cpu` or `cuda:0`.
+        dtype: `float32`, or autocast to `bfloat16` or `float16`.
+        compile: Whether networks go through torch.compile.
+        batch_size: Images in a micro-batch; None takes the sampler's own.
+        settings: Where things lie; see `Settings`.
+        **options: Fields of `Settings` by name, such as `out="results"`.
+
+    Returns:
+        The record; written below `out` where one is given.
+
+    Raises:
+        TrilemmaError: Input that cannot be used; says what to do.
+    """
+    paths = {k: Path(v) if k in ("out", "data_root", "cache", "inception_weights") else v for k, v in options.items()}
+    try:
+        settings = settings or Settings(**paths)
+    except TypeError as error:
+        unknown = sorted(set(options) - set(Settings.__dataclass_fields__))[0]
+        raise unknown_name("argument of evaluate", unknown, Settings.__dataclass_fields__) from error
+    data = find_data(str(dataset), settings)
+    found = find_protocol(protocol, data, num_samples=num_samples)
+    if isinstance(sampler, str):
+        named, model = parse_model(sampler), None
+    else:
+        model = adopt(sampler, type(sampler).__name__, batch_size=batch_size)
+        named = SamplerSpec(name=str(model.sampler.name), kind="external")
+    check_dtype(dtype)
+    spec = RunSpec(
+        sampler=named, protocol=found, seed=seed, device=device, dtype=dtype, compile=compile, batch_size=batch_size
+    )  # type: ignore[arg-type]
+    return evaluate_spec(spec, data, settings, model=model)
+
+
+def check_dtype(dtype: str) -> None:
+    """Refuse a precision that there is not."""
+    if dtype not in DTYPES:
+        raise unknown_name("dtype", dtype, DTYPES)
+
+
+def evaluate_spec(
+    spec: RunSpec, data: Data, settings: Settings, *, model: OpenModel | None = None, images: ImageSet | None = None
+) -> ResultRecord:
+    """One sampler (or finished `images`) under one protocol; reuses a finished record below `settings.out`."""
+    started = time.perf_counter()
+    source = _source(spec, data, settings, model, images)
+    path = None if settings.out is None else _record_path(spec, source, settings.out)
+    wanted = _available_scores(spec.protocol, settings)
+    finished = _finished(path, wanted, settings) if path is not None else None
+    if finished is not None and not settings.retime:
+        return finished
+    if finished is not None and source.model is not None and finished.speed is not None:
+        timings = (*finished.speed.timings, *_speed(source, spec, settings, nfe=finished.speed.nfe).timings)
+        record = finished.model_copy(update={"speed": finished.speed.model_copy(update={"timings": timings})})
+    else:
+        record = _measure(spec, data, settings, source, wanted, started)
+    if path is not None and settings.out is not None:
+        write_atomic(path, record.dumps().encode())
+        failure_path(settings.out, spec).unlink(missing_ok=True)
+    return record
+
+
+def _measure(
+    spec: RunSpec, data: Data, settings: Settings, source: _Source, wanted: list[ScoreSpec], started: float
+) -> ResultRecord:
+    protocol = spec.protocol
+    if tuple(source.shape) != tuple(protocol.image_shape):
+        raise ProtocolError(
+            f"{source.label} makes images of {list(source.shape)}; {protocol.name} needs {list(protocol.image_shape)}. "
+            "Resize them before (no protocol resizes silently), or name another data set."
+        )
+    extractors = {name: _Extraction(name, settings, spec.device) for name in _names(wanted)}
+    features = _features(source, protocol, extractors, settings)
+    real = {name: find_reference(protocol, data, found.extractor, settings) for name, found in extractors.items()}
+    scores = []
+    for score in wanted:
+        scores += _score(score, protocol, extractors[score.extractor], real[score.extractor], features[score.extractor])
+    cost = None if source.model is None else _speed(source, spec, settings, nfe=source.nfe)
+    return ResultRecord(
+        model=source.label,
+        family=source.family,
+        spec=spec,
+        samples_key=source.key,
+        scores=tuple(scores),
+        speed=cost,
+        hardware=speed.hardware(spec.device, spec.dtype),
+        provenance=_provenance(source, extractors, real, started),
+        notes=tuple(source.notes),
+    )
+
+
+def failure_record(spec: RunSpec, error: BaseException) -> ResultRecord:
+    """The record of a model that could not be measured: every score says why."""
+    reason = f"{type(error).__name__}: {str(error).strip() or 'no message'}"[:500]
+    scores = []
+    for score in spec.protocol.scores:
+        if score.optional:
+            continue
+        metric: Metric = registry.get("metric", score.metric)
+        kind: ExtractorKind = registry.get("extractor", score.extractor)
+        key = spec.protocol.score_key(score)
+        scores += [
+            ScoredMetric(kind=item, score=Score.failed(reason), features_key="", score_key=key)
+            for item in metric.kinds(kind)
+        ]
+    return ResultRecord(
+        model=str(spec.sampler), family="external" if spec.sampler.kind == "external" else spec.sampler.name,
+        spec=spec, samples_key="", scores=tuple(scores), speed=None,
+        hardware=Hardware(device=spec.device, model="", threads=0, platform="", dtype=spec.dtype),
+        provenance=Provenance(
+            package_version=trilemma_bench.__version__, commit=None, dirty=None, versions={}, weights_digest=None,
+            weights_source=None, data_fingerprint=None, reference_digests={}, extractor_identities={},
+            samples_digest="", created=_now(), command=_command(),
+        ),
+        notes=(reason,),
+    )  # fmt: skip
+
+
+def record_path(out: Path, label: str, spec: RunSpec, samples_key: str) -> Path:
+    """Where the record of a model under a spec lies: `<out>/<protocol>/<model>-<digest>.json`."""
+    record = ResultRecord.model_construct(model=label, spec=spec, samples_key=samples_key)
+    return out / spec.protocol.name / f"{record.name}.json"
+
+
+def failure_path(out: Path, spec: RunSpec) -> Path:
+    """Where the failure of a spec lies until it succeeds."""
+    return record_path(out, str(spec.sampler), spec, "")
+
+
+# --- where the images come from -----------------------------------------------------------------------------
+
+
+@dataclass
+class _Source:
+    """The images of one record, chunk by chunk, and what became known while they were read."""
+
+    label: str
+    family: str
+    key: str
+    shape: tuple[int, int, int]
+    chunks: Callable[[int, Report], Iterator[npt.NDArray[np.uint8]]]
+    """chunks(count, report): uint8 [n, C, H, W] each, at least `count` images in all, always cut alike."""
+    model: OpenModel | None = None
+    nfe: float | None = None
+    digest: str = ""
+    store: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def _source(
+    spec: RunSpec, data: Data, settings: Settings, model: OpenModel | None, images: ImageSet | None
+) -> _Source:
+    if images is not None:
+        return _image_source(images, spec, label=spec.sampler.name, family="images")
+    if spec.sampler.kind == "real":
+        split = str(spec.sampler.options["split"])
+        return _image_source(data.open(split), spec, label=f"real:split={split}", family="real")
+    return _model_source(model or open_model(spec), spec, settings)
+
+
+def _image_source(images: ImageSet, spec: RunSpec, *, label: str, family: str) -> _Source:
+    """As many of the images as the protocol asks for, chosen by the seed where there are more."""
+    count = spec.protocol.num_generated
+    if len(images) < count:
+        raise ProtocolError(
+            f"{spec.protocol.name} needs {count} generated images; {images.name} has {len(images)}. "
+            f"--num-samples {len(images)} measures them under a variant with that count."
+        )
+    rng = np.random.Generator(np.random.Philox(key=np.array([spec.seed, 0], np.uint64)))
+    chosen = np.sort(rng.permutation(len(images))[:count])
+
+    def chunks(count: int, report: Report) -> Iterator[npt.NDArray[np.uint8]]:
+        for start in range(0, count, CHUNK):
+            part = chosen[start : start + CHUNK]
+            yield np.concatenate([images.read(int(i), int(i) + 1) for i in part])
+            report(f"reading {label}", min(start + CHUNK, count), count)
+
+    key = digest(["images", fingerprint(images), count, spec.seed])
+    source = _Source(label, family, key, images.shape, chunks)
+    if len(images) > count:
+        source.notes.append(f"{count} of {len(images)} images, chosen by seed {spec.seed}")
+    return source
+
+
+def _model_source(model: OpenModel, spec: RunSpec, settings: Settings) -> _Source:
+    shards = SampleShards(settings.cache_folder, model.samples_key, spec.seed, model.micro_batch, model.shipped)
+    label = str(spec.sampler) if spec.sampler.kind != "external" else str(model.sampler.name)
+    source = _Source(
+        label, model.family, model.samples_key, tuple(model.sampler.image_shape), lambda *_: iter(()), model=model
+    )
+
+    def chunks(count: int, report: Report) -> Iterator[npt.NDArray[np.uint8]]:
+        usable = _usable_shards(shards, model, source, count, settings)
+        counts = {"generated": 0, "cached": 0, "shipped": 0}
+        evaluations = []
+        for index in usable.indices(count):
+            shard, origin = usable.read(index) or (_draw(model, usable, index), "generated")
+            counts[origin] += len(shard.images)
+            evaluations.append(shard.nfe)
+            yield shard.images
+            report(f"sampling {label}", min((index + 1) * usable.size, count), count)
+        known = [nfe for nfe in evaluations if nfe is not None]
+        source.nfe = float(np.mean(known)) if known and len(known) == len(evaluations) else None
+        source.store.update(counts)
+
+    source.chunks = chunks
+    return source
+
+
+def _draw(model: OpenModel, shards: SampleShards, index: int) -> Shard:
+    """Sample one shard, count its network evaluations, and keep it."""
+    seeds = shards.seeds(index)
+    networks = speed.networks_of(model.sampler)
+    with speed.EvaluationCounter(networks) as counter:
+        images = _checked_images(model.sampler, seeds)
+    shard = Shard(images, seeds, counter.images / len(seeds) if networks else None)
+    shards.write(index, shard)
+    return shard
+
+
+def _checked_images(sampler: Sampler, seeds: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    found: Any = sampler.sample(torch.from_numpy(seeds))
+    images = found.detach().cpu().numpy() if isinstance(found, torch.Tensor) else np.asarray(found)
+    expected = (len(seeds), *sampler.image_shape)
+    if images.dtype != np.uint8 or images.shape != expected:
+        raise ProtocolError(
+            f"{sampler.name}: sample(seeds) must return uint8 {list(expected)} (N, C, H, W); "
+            f"got {images.dtype} {list(images.shape)}."
+        )
+    return np.ascontiguousarray(images)
+
+
+def _usable_shards(
+    shards: SampleShards, model: OpenModel, source: _Source, count: int, settings: Settings
+) -> SampleShards:
+    """The finished shards, after a random handful of images was made again and compared.
+
+    Shards that were drawn here from weights that the key names are trusted; those that ship, and those of samplers
+    whose key may not see everything, are not.
+    """
+    if settings.fresh:
+        shards.drop()
+        return shards.without_shipped()
+    doubtful = []
+    for index in shards.indices(count):
+        found = shards.read(index)
+        if found is not None and (found[1] == "shipped" or not model.trusted):
+            doubtful.append(found[0])
+    if not doubtful:
+        return shards
+    check = _remake_handful(doubtful, model)
+    source.store["made_again"] = check
+    if check["agrees"]:
+        return shards
+    source.notes.append(
+        f"finished images were set aside: {check['differing']:.2%} of the values of {len(check['seeds'])} images "
+        f"made again differ, by up to {check['largest']} grey levels"
+    )
+    if not model.trusted:
+        shards.drop()
+    return shards.without_shipped()
+
+
+def _remake_handful(shards: list[Shard], model: OpenModel) -> dict[str, Any]:
+    rng = np.random.default_rng()
+    images = np.concatenate([shard.images for shard in shards])
+    seeds = np.concatenate([shard.seeds for shard in shards])
+    rows = np.sort(rng.permutation(len(images))[:HANDFUL])
+    again = _checked_images(model.remake(len(rows)), seeds[rows])
+    distance = np.abs(again.astype(np.int16) - images[rows])
+    largest, differing = int(distance.max()), float((distance > 0).mean())
+    return {
+        "seeds": [int(seed) for seed in seeds[rows]], "largest": largest, "differing": differing,
+        "tolerance": list(model.tolerance),
+        "agrees": largest <= model.tolerance[0] and differing <= model.tolerance[1],
+    }  # fmt: skip
+
+
+# --- features and scores ------------------------------------------------------------------------------------
+
+
+def _names(scores: list[ScoreSpec]) -> list[str]:
+    return list(dict.fromkeys(score.extractor for score in scores))
+
+
+def _available_scores(protocol: Protocol, settings: Settings) -> list[ScoreSpec]:
+    """The protocol's scores, without the optional ones whose extractor is not at hand.
+
+    Raises:
+        WeightsError: An extractor that the protocol cannot do without is not at hand; says how to get it.
+    """
+    wanted = []
+    for score in protocol.scores:
+        missing = missing_extractor(score.extractor, settings)
+        if missing is None:
+            wanted.append(score)
+        elif not score.optional:
+            raise WeightsError(f"{protocol.name} needs {score.extractor}. {missing}")
+    return wanted
+
+
+def missing_extractor(name: str, settings: Settings) -> str | None:
+    """One line on how to get what this extractor lacks, or None."""
+    kind: ExtractorKind = registry.get("extractor", name)
+    return kind.available(settings.inception_weights if kind.is_inception else None)
+
+
+class _Extraction:
+    """An extractor, built when it is first needed, and its kept features."""
+
+    def __init__(self, name: str, settings: Settings, device: str) -> None:
+        self.kind: ExtractorKind = registry.get("extractor", name)
+        weights = settings.inception_weights if self.kind.is_inception else None
+        self.extractor: Extractor = self.kind.build(
+            device=device, weights=weights, allow_unverified=settings.allow_unverified
+        )
+        self._store = FeatureStore(settings.cache_folder, digest([self.extractor.identity, device.split(":")[0]]))
+
+    def of(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
+        """{layer: float32 [N, D]}, from the store where they are there."""
+        key = Shard(images, np.empty(0, np.int64), None).digest
+        found = self._store.read(key)
+        if found is None:
+            found = self.extractor.extract(images)
+            self._store.write(key, found)
+        return found
+
+
+def _features(
+    source: _Source, protocol: Protocol, extractors: dict[str, _Extraction], settings: Settings
+) -> dict[str, dict[str, npt.NDArray[np.float32]]]:
+    """One pass over the images: {extractor: {layer: float32 [num_generated, D]}}; notes the images' digest."""
+    count, seen = protocol.num_generated, 0
+    total = hashlib.sha256()
+    parts: dict[str, list[dict[str, npt.NDArray[np.float32]]]] = {name: [] for name in extractors}
+    for images in source.chunks(count, settings.report):
+        total.update(np.ascontiguousarray(images[: count - seen]).data)
+        for name, extraction in extractors.items():
+            parts[name].append(extraction.of(images))
+        seen += len(images)
+    if seen < count:
+        raise ProtocolError(f"{protocol.name} needs {count} generated images; got {seen}.")
+    source.digest = total.hexdigest()
+    return {
+        name: {layer: np.concatenate([part[layer] for part in found])[:count] for layer in found[0]}
+        for name, found in parts.items()
+    }
+
+
+def find_reference(protocol: Protocol, data: Data, extractor: Extractor, settings: Settings) -> Reference:
+    """The real side: shipped, cached, or made now from the data.
+
+    Raises:
+        DataError: It has to be made and the data is not there.
+    """
+    shipped = references.reference_path(protocol, extractor.name)
+    name = references.reference_name(protocol, extractor.name)
+    cached = settings.cache_folder / "references" / f"{extractor.identity[:16]}-{name}"
+    for path in (shipped, cached):
+        if path.is_file():
+            reference = references.load_reference(path)
+            references.check_fits(reference, protocol=protocol, extractor=extractor)
+            return reference
+    return make_reference(protocol, data, extractor, settings, cached)
+
+
+def make_reference(
+    protocol: Protocol, data: Data, extractor: Extractor, settings: Settings, path: Path
+) -> Reference:
+    """Make the reference of a protocol from its data, and keep it at `path`."""
+    wanted = protocol.reference
+    train = data.open(wanted.split)
+    held_out = None
+    if wanted.held_out_split is not None:
+        with suppress(DataError):
+            held_out = data.open(wanted.held_out_split)
+        if held_out is None and not data.is_own:
+            held_out = data.open(wanted.held_out_split)
+    reference = references.make_reference(
+        train, held_out, extractor, wanted,
+        progress=lambda done, total: settings.report(f"reference features ({extractor.name})", done, total),
+    )  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    references.save_reference(reference, path)
+    return reference
+
+
+def _score(
+    score: ScoreSpec,
+    protocol: Protocol,
+    extraction: _Extraction,
+    real: Reference,
+    generated: dict[str, npt.NDArray[np.float32]],
+) -> list[ScoredMetric]:
+    """The scores of one metric; what it cannot compute is a failure that says why."""
+    metric: Metric = registry.get("metric", score.metric)
+    missing = [layer for layer in metric.layers if layer not in generated]
+    if missing:
+        raise ProtocolError(f"{protocol.name}: {score.metric} needs {missing[0]}, which {score.extractor} has not.")
+    params = {**metric.defaults, **score.params}
+    unknown = set(params) - set(metric.defaults)
+    if unknown:
+        raise unknown_name(f"parameter of {score.metric}", sorted(unknown)[0], metric.defaults)
+    key = protocol.score_key(score)
+    # Each score draws from a generator of its own, so that a new metric leaves the others as they were.
+    rng = np.random.default_rng([protocol.rng_seed, int(key[:12], 16)])
+    kinds = metric.kinds(extraction.kind)
+    try:
+        found = metric.compute(real=real, generated=generated, rng=rng, **params)
+    except ProtocolError as error:
+        found = {kind.name: Score.failed(str(error)) for kind in kinds}
+    features_key = digest([extraction.extractor.identity, real.identity])
+    return [
+        ScoredMetric(
+            kind=kind, score=found[kind.name], features_key=features_key, score_key=key,
+            verified=extraction.extractor.verified,
+        )
+        for kind in kinds
+    ]  # fmt: skip
+
+
+# --- speed --------------------------------------------------------------------------------------------------
+
+
+def _speed(source: _Source, spec: RunSpec, settings: Settings, *, nfe: float | None) -> Speed:
+    """Counted and timed with one batch of the protocol's size, in a pass of its own."""
+    assert source.model is not None
+    rule = spec.protocol.timing
+    settings.report(f"timing {source.label}", 0, 1)
+    start = time.perf_counter()
+    sampler = source.model.remake(rule.num_images)
+    load_seconds = max(time.perf_counter() - start, source.model.load_seconds)
+    device = torch.device(spec.device)
+    memory: list[float] = []
+    flops = None if spec.compile else speed.gflops_per_image(sampler, nfe)
+    with speed.peak_memory(device, memory):
+        timing = speed.measure_timing(
+            sampler, rule, nfe=nfe, load_seconds=load_seconds, full=settings.full_timing
+        )  # fmt: skip
+    settings.report(f"timing {source.label}", 1, 1)
+    return Speed(
+        nfe=nfe, parameters=speed.count_parameters(sampler), gflops_per_image=flops,
+        peak_memory_mib=memory[0] if memory else None, timings=(timing,),
+    )  # fmt: skip
+
+
+# --- records ------------------------------------------------------------------------------------------------
+
+
+def _record_path(spec: RunSpec, source: _Source, out: Path) -> Path:
+    return record_path(out, source.label, spec, source.key)
+
+
+def _finished(path: Path, wanted: list[ScoreSpec], settings: Settings) -> ResultRecord | None:
+    """The record at `path` where it has every score that can be had now."""
+    if settings.fresh or not path.is_file():
+        return None
+    record = ResultRecord.read(path)
+    keys = {item.score_key for item in record.scores}
+    return record if all(record.spec.protocol.score_key(score) in keys for score in wanted) else None
+
+
+def _provenance(
+    source: _Source, extractors: dict[str, _Extraction], real: dict[str, Reference], started: float
+) -> Provenance:
+    commit, dirty = _commit()
+    weights = source.model.weights if source.model is not None else None
+    train = next(iter(real.values())).about.get("train") if real else None
+    return Provenance(
+        package_version=trilemma_bench.__version__,
+        commit=commit,
+        dirty=dirty,
+        versions=_versions(),
+        weights_digest=weights.digest if weights is not None else None,
+        weights_source=weights.source if weights is not None else None,
+        data_fingerprint=train["fingerprint"] if train else None,
+        reference_digests={name: item.identity for name, item in real.items()},
+        extractor_identities={name: item.extractor.identity for name, item in extractors.items()},
+        samples_digest=source.digest,
+        store=source.store,
+        command=_command(),
+        created=_now(),
+        duration_seconds=round(time.perf_counter() - started, 3),
+    )
+
+
+def _command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "numpy", "scipy", "scikit-learn", "diffusers", "torch-fidelity", "pillow")
+    found = {"python": sys.version.split()[0]}
+    for name in names:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """Commit of the checkout that this package lies in, and whether it was changed; (None, None) elsewhere."""
+    folder = Path(__file__).resolve().parent
+    if not (folder.parent / ".git").exists():
+        return None, None
+    try:
+        run = lambda *args: subprocess.run(  # noqa: E731
+            ["git", "-C", str(folder), *args], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+        return run("rev-parse", "HEAD"), bool(run("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+
+
+def score_images(
+    path: Path, spec: RunSpec, data: Data, settings: Settings, *, layout: str | None = None
+) -> ResultRecord:
+    """Measure images that exist already: quality and coverage, no speed.
+
+    Raises:
+        DataError: Images that cannot be read as stated.
+    """
+    images = open_images(path, layout)
+    if len(images) == 0:
+        raise UsageError(f"{path}: holds no images.")
+    return evaluate_spec(spec, data, settings, images=images)
+
+
+def left_out(protocol: Protocol, settings: Settings) -> list[str]:
+    """One line for each extractor whose optional scores were left out: how to get them."""
+    names = dict.fromkeys(score.extractor for score in protocol.scores if score.optional)
+    return [line for name in names if (line := missing_extractor(name, settings)) is not None]
+
+
+def build_reference(
+    dataset: str, protocol: str, extractor: str, settings: Settings, *, device: str = "cpu", out: Path | None = None
+) -> tuple[Path, str]:
+    """Make the reference of a protocol for any data set and extractor; returns its path and identity."""
+    data = find_data(dataset, settings)
+    found = find_protocol(protocol, data)
+    built = _Extraction(extractor, settings, device).extractor
+    name = references.reference_name(found, extractor)
+    path = out or settings.cache_folder / "references" / f"{built.identity[:16]}-{name}"
+    return path, make_reference(found, data, built, settings, path).identity

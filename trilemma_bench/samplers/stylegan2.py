@@ -1,0 +1,90 @@
+"""Sampling of StyleGAN2(-ADA) (Karras et al. 2020, arXiv 2006.06676): one evaluation an image.
+
+Latents, noise images and, for conditional models, the label all come from the image's seed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from trilemma_bench.errors import WeightsError
+from trilemma_bench.kinds import SamplerKind, Weights
+from trilemma_bench.nets.stylegan2 import Generator, build_generator
+from trilemma_bench.samplers._helpers import (
+    LABEL,
+    LATENT,
+    STEP,
+    ImageSampler,
+    Noise,
+    built,
+    make_weights,
+    read_tensors,
+    seeded,
+)
+from trilemma_bench.spec import Frozen
+
+
+class Options(Frozen):
+    """The authors' default evaluation: random noise, no truncation."""
+
+    truncation_psi: float = 1.0
+    noise_mode: Literal["random", "const", "none"] = "random"
+
+
+class StyleGAN2Sampler(ImageSampler):
+    """One pass of the generator."""
+
+    def __init__(self, options: Options, weights: Weights, **settings: Any) -> None:
+        generator = seeded(build_generator, weights.config["generator"], weights.seed)
+        assert isinstance(generator, Generator)
+        built(generator, weights)
+        self.options = options
+        self._settings = generator.config
+        self._noise_shapes = generator.synthesis.noise_shapes
+        size = generator.config.img_resolution
+        shape = (generator.config.img_channels, size, size)
+        super().__init__("stylegan2", {"G": generator}, shape, identity=weights.digest, **settings)
+
+    @property
+    def expected_nfe(self) -> int:
+        return 1
+
+    def draw(self, noise: Noise, count: int) -> Tensor:
+        settings, options = self._settings, self.options
+        z = noise.normal(settings.z_dim, stream=LATENT)
+        labels = None
+        if settings.c_dim:
+            labels = F.one_hot(noise.integers(settings.c_dim, stream=LABEL), settings.c_dim).float()
+        drawn = None
+        if options.noise_mode == "random":
+            drawn = [noise.normal(1, *shape, stream=STEP) for shape in self._noise_shapes]
+        images: Tensor = self.networks["G"](
+            z, labels, noise_mode=options.noise_mode, truncation_psi=options.truncation_psi, noise=drawn
+        )
+        return images
+
+
+def load(path: Path) -> Weights:
+    """Weights of a generator: `.safetensors` of this package."""
+    tensors, config = read_tensors(path)
+    if config is None:
+        raise WeightsError(
+            f"{path}: holds no network configuration. Give a .safetensors that `trilemma-bench train stylegan2` wrote."
+        )
+    return make_weights(tensors, config, str(path))
+
+
+def build(options: Options, weights: Weights, **settings: Any) -> StyleGAN2Sampler:
+    """The sampler on `device`, in `dtype`, with micro-batches of 50 by default."""
+    settings["micro_batch"] = settings.get("micro_batch") or 50
+    return StyleGAN2Sampler(options, weights, **settings)
+
+
+SAMPLER = SamplerKind(
+    name="stylegan2", family="gan", options=Options, build=build, load=load, baseline="stylegan2",
+    tolerance=(2, 0.002), source="Karras et al. 2020, arXiv 2006.06676",
+)  # fmt: skip

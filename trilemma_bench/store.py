@@ -1,0 +1,165 @@
+"""What a run keeps on disk so that nothing is done twice: sample shards and features.
+
+A shard is named by what fixes its content (`samples_key`: weights, options, precision, micro-batch) and by its seeds;
+features are named by the extractor's identity and the SHA-256 of the images themselves. Every file carries the
+checksum of its content, is written beside and renamed, and is set aside, not used, where the checksum does not hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trilemma_bench.errors import StoreError
+
+SEED_STRIDE = 2**32
+"""Image i of a run with `--seed s` has the seed s * 2^32 + i: more samples only add, and runs never overlap."""
+
+
+def image_seeds(seed: int, start: int, stop: int) -> npt.NDArray[np.int64]:
+    """int64 [stop - start]: the seeds of images start..stop-1 of run `seed`."""
+    return seed * SEED_STRIDE + np.arange(start, stop, dtype=np.int64)
+
+
+def cache_folder() -> Path:
+    """`TRILEMMA_CACHE`, or `~/.cache/trilemma-bench`."""
+    return Path(os.environ.get("TRILEMMA_CACHE") or Path.home() / ".cache" / "trilemma-bench")
+
+
+def sha256(*arrays: npt.NDArray[Any]) -> str:
+    """SHA-256 over type, shape and bytes of arrays, in order."""
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(f"{array.dtype.str}{list(array.shape)}".encode())
+        total.update(np.ascontiguousarray(array).data)
+    return total.hexdigest()
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, whatever interrupts."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        with open(partial, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written ({error}). Free space or name another folder.") from error
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Images of consecutive seeds: `images` uint8 [n, C, H, W]; `nfe` counted per image, None where not observed."""
+
+    images: npt.NDArray[np.uint8]
+    seeds: npt.NDArray[np.int64]
+    nfe: float | None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the images."""
+        return sha256(self.images)
+
+
+def _pack(arrays: Mapping[str, npt.NDArray[Any]], meta: Mapping[str, Any]) -> bytes:
+    stream = io.BytesIO()
+    header = json.dumps({**meta, "checksum": sha256(*(arrays[name] for name in sorted(arrays)))})
+    np.savez_compressed(stream, meta=np.array(header), **{f"data_{k}": v for k, v in arrays.items()})
+    return stream.getvalue()
+
+
+def _unpack(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]] | None:
+    """Content of a file that `_pack` made; None where there is none or it is damaged (then it is set aside)."""
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            meta = json.loads(str(content["meta"]))
+            arrays = {k.removeprefix("data_"): content[k] for k in content.files if k != "meta"}
+        intact = meta["checksum"] == sha256(*(arrays[name] for name in sorted(arrays)))
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
+        intact = False
+    if not intact:
+        with contextlib.suppress(OSError):
+            path.rename(path.with_suffix(".damaged"))
+        return None
+    return arrays, meta
+
+
+class SampleShards:
+    """The shards of one samples key and one seed, `size` images each.
+
+    `shipped` is a read-only folder that comes with a baseline; what lies there is used unless it was set aside.
+    """
+
+    def __init__(self, root: Path, key: str, seed: int, size: int, shipped: Path | None = None) -> None:
+        self.key = key
+        self.seed = seed
+        self.size = size
+        self._own = root / "samples" / key[:2] / key
+        self._shipped = shipped / key if shipped is not None else None
+
+    def _name(self, index: int) -> str:
+        return f"s{self.seed}-n{self.size}-{index:06d}.npz"
+
+    def read(self, index: int) -> tuple[Shard, str] | None:
+        """Shard `index` and where it came from (`cached` or `shipped`), or None where there is none."""
+        for folder, origin in ((self._own, "cached"), (self._shipped, "shipped")):
+            found = _unpack(folder / self._name(index)) if folder is not None else None
+            if found is not None:
+                arrays, meta = found
+                return Shard(arrays["images"], arrays["seeds"], meta["nfe"]), origin
+        return None
+
+    def write(self, index: int, shard: Shard) -> None:
+        """Keep shard `index`."""
+        content = _pack({"images": shard.images, "seeds": shard.seeds}, {"nfe": shard.nfe, "key": self.key})
+        write_atomic(self._own / self._name(index), content)
+
+    def without_shipped(self) -> SampleShards:
+        """The same shards, those that ship with the baseline set aside."""
+        other = object.__new__(SampleShards)
+        other.__dict__.update(self.__dict__, _shipped=None)
+        return other
+
+    def drop(self) -> None:
+        """Forget this seed's own shards (those that ship stay where they are)."""
+        for path in self._own.glob(f"s{self.seed}-n{self.size}-*.npz"):
+            path.unlink()
+
+    def indices(self, count: int) -> Iterator[int]:
+        """Indices of the shards that hold the first `count` images."""
+        return iter(range(-(-count // self.size)))
+
+    def seeds(self, index: int) -> npt.NDArray[np.int64]:
+        """Seeds of shard `index`."""
+        return image_seeds(self.seed, index * self.size, (index + 1) * self.size)
+
+
+class FeatureStore:
+    """Features by extractor identity and content of the images."""
+
+    def __init__(self, root: Path, identity: str) -> None:
+        self._folder = root / "features" / identity[:32]
+
+    def read(self, images_digest: str) -> dict[str, npt.NDArray[np.float32]] | None:
+        """{layer: float32 [N, D]} of images with that SHA-256, or None."""
+        found = _unpack(self._folder / f"{images_digest[:40]}.npz")
+        return None if found is None else found[0]
+
+    def write(self, images_digest: str, features: Mapping[str, npt.NDArray[np.float32]]) -> None:
+        """Keep the features of images with that SHA-256."""
+        write_atomic(self._folder / f"{images_digest[:40]}.npz", _pack(features, {}))
