@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from trilemma_bench.kinds import ImageSet
+
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
@@ -20,3 +22,11 @@ def data_root() -> Path:
         if (place / "cifar10").is_dir():
             return place
     pytest.skip(f"no real data: neither TRILEMMA_DATA nor {places[-1]} has a folder cifar10")
+
+
+@pytest.fixture(scope="session")
+def cifar10_test(data_root: Path) -> ImageSet:
+    """CIFAR-10's test split, read once."""
+    from trilemma_bench.data.cifar10 import open_split
+
+    return open_split("test", data_root)

@@ -34,9 +34,7 @@ def protocol(name: str = "toy-v1") -> Protocol:
 
 
 def score(value: float, half: float = 1.0) -> Score:
-    return Score(
-        value=value, stderr=half / 1.96, interval=(value - half, value + half), uncertainty="jackknife", n=100
-    )
+    return Score(value=value, stderr=half / 1.96, interval=(value - half, value + half), uncertainty="jackknife", n=100)
 
 
 def scored(kind: ScoreKind, found: Score, **changed: Any) -> ScoredMetric:

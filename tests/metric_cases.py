@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from trilemma_bench.kinds import Array, ExtractorKind, Moments, Reference
+from trilemma_bench.kinds import Array, Extractor, ExtractorKind, Moments, Reference
 
 DIM, CLASSES, SKETCH = 16, 6, 8
 CENTRES = np.random.default_rng(99).normal(size=(CLASSES, DIM)) * 2
@@ -23,16 +23,25 @@ def layers(found: Array) -> dict[str, Array]:
 
 
 def extractor(name: str = "toy", *, is_inception: bool = False) -> ExtractorKind:
-    def refuse(**options: object) -> None:
+    def refuse(**options: object) -> Extractor:
         raise NotImplementedError
 
     return ExtractorKind(
-        name, layers=("features", "logits"), build=refuse, available=lambda weights: None, is_inception=is_inception
+        name,
+        layers=("features", "logits"),
+        build=refuse,
+        available=lambda weights: None,
+        is_inception=is_inception,
     )
 
 
 def reference(
-    *, count: int = 1500, subset: int = 600, held_out: int | None = 700, seed: int = 0, is_inception: bool = False
+    *,
+    count: int = 1500,
+    subset: int = 600,
+    held_out: int | None = 700,
+    seed: int = 0,
+    is_inception: bool = False,
 ) -> Reference:
     """Reference of `count` training samples, of which `subset` are kept; `held_out` None for no such split."""
     train = features(count, seed=seed)

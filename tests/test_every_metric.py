@@ -110,9 +110,7 @@ def test_scores_have_an_interval_that_holds_them_and_say_how_it_was_got(name: st
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_generator_gives_the_same_bytes(name: str) -> None:
     generated = layers(features(200, seed=3))
-    first, second = (
-        [found.model_dump_json() for found in score(name, generated, seed=7).values()] for _ in range(2)
-    )
+    first, second = ([found.model_dump_json() for found in score(name, generated, seed=7).values()] for _ in range(2))
     assert first == second
 
 

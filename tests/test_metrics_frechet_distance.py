@@ -125,6 +125,7 @@ def test_distance_is_torch_fidelitys(real_count: int, generated_count: int) -> N
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:The `disp` argument")
 def test_distance_is_clean_fids() -> None:
     """clean-fid 0.1.35, `frechet_distance`, on the same moments."""
     oracle = pytest.importorskip("cleanfid.fid")
@@ -179,8 +180,14 @@ def test_influences_are_the_derivative_by_a_samples_weight(count: int) -> None:
 
 
 def test_only_inception_features_make_a_fid() -> None:
-    plain, inception = fd.METRIC.kinds(extractor()), fd.METRIC.kinds(extractor("inception_v3_tf", is_inception=True))
-    assert [(kind.name, kind.label) for kind in (*plain, *inception)] == [("fd_toy", "FD (toy)"), ("fid", "FID")]
+    plain, inception = (
+        fd.METRIC.kinds(extractor()),
+        fd.METRIC.kinds(extractor("inception_v3_tf", is_inception=True)),
+    )
+    assert [(kind.name, kind.label) for kind in (*plain, *inception)] == [
+        ("fd_toy", "FD (toy)"),
+        ("fid", "FID"),
+    ]
     scores = fd.compute(real=reference(is_inception=True), generated=layers(features(50, seed=1)), rng=RNG(0))
     assert list(scores) == ["fid"]
 
@@ -191,7 +198,10 @@ def test_only_inception_features_make_a_fid() -> None:
         (features(1, seed=1), "at least 2 rows; got 1"),
         (features(9, seed=1)[:, :7], "16 columns and generated ones 7"),
         (np.zeros((4, 4, 16)), r"got shape \(4, 4, 16\)"),
-        (np.where(np.arange(144).reshape(9, 16) == 40, np.nan, 1.0), "1 of 9 rows hold NaN or Inf, the first is row 2"),
+        (
+            np.where(np.arange(144).reshape(9, 16) == 40, np.nan, 1.0),
+            "1 of 9 rows hold NaN or Inf, the first is row 2",
+        ),
         (np.zeros((9, 16), dtype=np.uint8), "floating-point; got uint8"),
     ],
 )

@@ -79,6 +79,14 @@ def test_standard_error_is_the_spread_over_new_samples() -> None:
     assert np.mean([score.stderr for score in values]) == pytest.approx(spread, rel=0.2)
 
 
+def test_the_papers_deviation_of_splits_is_a_fixed_multiple_of_the_standard_error() -> None:
+    generated = layers(features(400, seed=1))
+    found = isc.compute(real=reference(), generated=generated, rng=RNG(5))["classifier_score_toy"]
+    values = isc.inception_score(generated=generated["logits"], order=RNG(5).permutation(400))
+    assert found.stderr == pytest.approx(values.std() / 3, rel=1e-12)
+    assert "3 times" in found.uncertainty
+
+
 def test_only_inceptions_logits_make_an_inception_score() -> None:
     (inception,) = isc.METRIC.kinds(extractor("inception_v3_tf", is_inception=True))
     (plain,) = isc.METRIC.kinds(extractor())

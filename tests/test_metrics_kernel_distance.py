@@ -36,7 +36,10 @@ def test_distance_of_two_points_each_is_the_definition() -> None:
 @pytest.mark.parametrize("subsets", [2, 90])
 def test_few_and_many_subsets_are_summed_to_the_definition(subsets: int) -> None:
     """Two subsets of 7 go one by one; 90 go through the whole kernel matrix."""
-    real, generated = features(60, seed=1).astype(np.float64), features(45, seed=2, classes=2).astype(np.float64)
+    real, generated = (
+        features(60, seed=1).astype(np.float64),
+        features(45, seed=2, classes=2).astype(np.float64),
+    )
     rows = kd.draw_subsets(60, size=7, subsets=subsets, rng=RNG(3))
     columns = kd.draw_subsets(45, size=7, subsets=subsets, rng=RNG(4))
     found = kd.kernel_distances(real=real, generated=generated, real_subsets=rows, generated_subsets=columns)
@@ -138,7 +141,11 @@ def test_subsets_have_no_repeats_and_follow_the_generator() -> None:
 def test_subsets_larger_than_the_sample_are_refused_with_both_numbers() -> None:
     with pytest.raises(ProtocolError, match="here 60; got 100"):
         kd.compute(
-            real=reference(), generated={"features": features(60, seed=1)}, rng=RNG(0), subsets=5, subset_size=100
+            real=reference(),
+            generated={"features": features(60, seed=1)},
+            rng=RNG(0),
+            subsets=5,
+            subset_size=100,
         )
 
 

@@ -43,7 +43,11 @@ def test_a_lattice_is_decided_by_closed_balls_wherever_it_lies() -> None:
     lattice = np.stack(np.meshgrid(*[np.arange(6.0)] * 3), axis=-1).reshape(-1, 3)
     turn = np.linalg.qr(RNG(0).normal(size=(3, 3)))[0]
     beyond = lattice + np.array([1.0, 0, 0])
-    for move in (lambda points: points, lambda points: 0.1 * points + 77.7, lambda points: (points + 50) @ turn):
+    for move in (
+        lambda points: points,
+        lambda points: 0.1 * points + 77.7,
+        lambda points: (points + 50) @ turn,
+    ):
         assert pr.precision(real=move(lattice), generated=move(beyond), k=1) == 1
 
 

@@ -97,9 +97,7 @@ def test_flips_are_exact() -> None:
 def test_quarter_turns_are_exact_and_take_all_four_directions(size: int) -> None:
     images = _images(64, size=size)
     out = augment(images, 1.0, generator=_rng(), pipeline=["rotate90"])
-    turns = [
-        [k for k in range(4) if torch.equal(a, b.rot90(k, (1, 2)))] for a, b in zip(out, images, strict=True)
-    ]
+    turns = [[k for k in range(4) if torch.equal(a, b.rot90(k, (1, 2)))] for a, b in zip(out, images, strict=True)]
     assert {tuple(found) for found in turns} == {(0,), (1,), (2,), (3,)}
 
 
@@ -146,9 +144,7 @@ def test_the_filter_is_an_orthogonal_lowpass_with_six_vanishing_moments() -> Non
     taps = torch.tensor(ada.SYM6, dtype=torch.float64)
     assert float(taps.sum()) == pytest.approx(math.sqrt(2), abs=1e-10)
     for shift in range(6):
-        assert float((taps[2 * shift :] * taps[: 12 - 2 * shift]).sum()) == pytest.approx(
-            float(shift == 0), abs=1e-10
-        )
+        assert float((taps[2 * shift :] * taps[: 12 - 2 * shift]).sum()) == pytest.approx(float(shift == 0), abs=1e-10)
     index = torch.arange(12, dtype=torch.float64)
     for power in range(6):
         assert float(((-1.0) ** index * index**power * taps).sum()) == pytest.approx(0, abs=1e-8)
@@ -399,6 +395,6 @@ def test_diffaugment_color_keeps_the_strengths_of_the_paper() -> None:
     # Saturation and contrast scale a colour whose mean is 0: by U(0, 2) U(0.5, 1.5), mean 1.
     out = diffaugment(colourful, "color", generator=_rng())
     factor = (out[:, 0] - out[:, 1])[:, 0, 0] / 2
-    assert 0 <= float(factor.min()) and float(factor.max()) <= 3
+    assert float(factor.min()) >= 0 and float(factor.max()) <= 3
     assert float(factor.mean()) == pytest.approx(1.0, abs=0.05)
     assert float(factor.var()) == pytest.approx(4 / 12 + 1 / 12 + 4 / 144, rel=0.1)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from oracle_cases import OracleCase, load_oracle, oracle_names, stylegan2_weights
 from torch import Tensor
 
-from oracle_cases import OracleCase, load_oracle, oracle_names, stylegan2_weights
 from trilemma_bench.errors import ProtocolError, UsageError
 from trilemma_bench.nets.stylegan2 import Discriminator, Generator, build_discriminator, build_generator
 
@@ -77,9 +77,7 @@ def test_discriminator_computes_what_the_original_computes(case: OracleCase) -> 
 def test_state_dict_has_the_authors_keys_and_shapes_in_their_order(case: OracleCase, part: str) -> None:
     build = {"G": build_generator, "D": build_discriminator}[part]
     state = build(case.meta["config"][part]).state_dict()
-    assert [(key, list(value.shape)) for key, value in state.items()] == list(
-        case.meta[f"keys_{part}"].items()
-    )
+    assert [(key, list(value.shape)) for key, value in state.items()] == list(case.meta[f"keys_{part}"].items())
 
 
 @pytest.mark.parametrize(
@@ -91,9 +89,7 @@ def test_state_dict_has_the_authors_keys_and_shapes_in_their_order(case: OracleC
         (build_discriminator, 10, 23_089_664, 49),
     ],
 )
-def test_cifar_networks_have_the_official_sizes(
-    build, c_dim: int, num_parameters: int, num_tensors: int
-) -> None:
+def test_cifar_networks_have_the_official_sizes(build: Any, c_dim: int, num_parameters: int, num_tensors: int) -> None:
     net = build({"c_dim": c_dim})
     assert sum(parameter.numel() for parameter in net.parameters()) == num_parameters
     assert len(net.state_dict()) == num_tensors
@@ -138,7 +134,15 @@ def _literal_mapping(state: dict[str, Tensor], z: Tensor | None, c: Tensor | Non
 
 
 def _literal_styled(
-    state, key: str, x: Tensor, w: Tensor, noise: Tensor, *, up: bool, clamp, gain=1.0
+    state: dict[str, Tensor],
+    key: str,
+    x: Tensor,
+    w: Tensor,
+    noise: Tensor,
+    *,
+    up: bool,
+    clamp: float | None,
+    gain: float = 1.0,
 ) -> Tensor:
     style = _fc(state, f"{key}.affine", w)
     out = []
@@ -154,7 +158,7 @@ def _literal_styled(
     return _act(torch.cat(out) + noise + state[f"{key}.bias"][:, None, None], clamp, gain)
 
 
-def _literal_torgb(state, key: str, x: Tensor, w: Tensor, *, clamp) -> Tensor:
+def _literal_torgb(state: dict[str, Tensor], key: str, x: Tensor, w: Tensor, *, clamp: float | None) -> Tensor:
     style = _fc(state, f"{key}.affine", w) / math.sqrt(x.shape[1])
     weights = [state[f"{key}.weight"] * s[None, :, None, None] for s in style]
     y = torch.cat([F.conv2d(x[i : i + 1], weight) for i, weight in enumerate(weights)])
@@ -166,7 +170,7 @@ def _literal_generator(generator: Generator, z: Tensor, c: Tensor, noise: list[T
     config, state = generator.config, {k: v.double() for k, v in generator.state_dict().items()}
     w = _literal_mapping(state, z.double(), c.double() if config.c_dim else None, config.mapping_layers)
     noises = iter(n.double() for n in noise)
-    kw = {"clamp": config.conv_clamp}
+    kw: Any = {"clamp": config.conv_clamp}
     x = state["synthesis.b4.const"].expand(len(z), -1, -1, -1)
     x = _literal_styled(state, "synthesis.b4.conv1", x, w, next(noises), up=False, **kw)
     img = None
@@ -188,7 +192,16 @@ def _literal_generator(generator: Generator, z: Tensor, c: Tensor, noise: list[T
     return img
 
 
-def _literal_conv(state, key: str, x: Tensor, *, clamp, down=False, leaky=True, gain=1.0) -> Tensor:
+def _literal_conv(
+    state: dict[str, Tensor],
+    key: str,
+    x: Tensor,
+    *,
+    clamp: float | None,
+    down: bool = False,
+    leaky: bool = True,
+    gain: float = 1.0,
+) -> Tensor:
     weight = state[f"{key}.weight"]
     size = weight.shape[-1]
     weight = weight / math.sqrt(weight[0].numel())
@@ -216,7 +229,8 @@ def _literal_deviation(x: Tensor, group: int, num_channels: int) -> Tensor:
 
 def _literal_discriminator(discriminator: Discriminator, img: Tensor, c: Tensor) -> Tensor:
     config, state = discriminator.config, {k: v.double() for k, v in discriminator.state_dict().items()}
-    img, x, kw = img.double(), None, {"clamp": config.conv_clamp}
+    img, x = img.double(), None
+    kw: Any = {"clamp": config.conv_clamp}
     for resolution in config.resolutions:
         block = f"b{resolution}"
         if x is None or config.architecture == "skip":
@@ -294,9 +308,7 @@ def test_full_size_cifar_networks_equal_the_formulas() -> None:
     noise = [_normal(2, 1, *shape, seed=i) for i, shape in enumerate(generator.synthesis.noise_shapes)]
     img = generator(z, noise=noise)
     assert (img - _literal_generator(generator, z, _labels(2, 0), noise)).abs().max() < TOLERANCE
-    assert (
-        discriminator(img) - _literal_discriminator(discriminator, img, _labels(2, 0))
-    ).abs().max() < TOLERANCE
+    assert (discriminator(img) - _literal_discriminator(discriminator, img, _labels(2, 0))).abs().max() < TOLERANCE
 
 
 # ----------------------------------------------------------------------------------------------------- noise
@@ -405,7 +417,7 @@ def test_inputs_of_other_shapes_are_refused() -> None:
     ],
     ids=str,
 )
-def test_what_no_such_network_has_is_refused_by_name(build, config: dict[str, Any], message: str) -> None:
+def test_what_no_such_network_has_is_refused_by_name(build: Any, config: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         build(config)
 
@@ -490,9 +502,7 @@ def test_bfloat16_autocast_stays_close_and_returns_float32() -> None:
 def test_networks_compile_without_a_graph_break(mode: str) -> None:
     generator, discriminator = _generator(img_resolution=8), _discriminator(img_resolution=8)
     z = _normal(2, 8)
-    noise = (
-        [_normal(2, 1, *shape) for shape in generator.synthesis.noise_shapes] if mode == "random" else None
-    )
+    noise = [_normal(2, 1, *shape) for shape in generator.synthesis.noise_shapes] if mode == "random" else None
     # The `eager` backend traces only: what is tested is that one graph holds the whole network.
     compiled = torch.compile(generator, backend="eager", fullgraph=True)
     img = generator(z, noise_mode=mode, noise=noise).detach()

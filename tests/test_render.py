@@ -92,7 +92,12 @@ def test_unverified_weights_have_a_mark_and_a_footnote() -> None:
 
 
 def test_several_machines_have_a_column_each_and_are_named() -> None:
-    text = markdown([*RECORDS[:2], record("gpu", 50.0, found_speed=speed(0.1), hardware={"device": "cuda", "model": "A100"})])
+    text = markdown(
+        [
+            *RECORDS[:2],
+            record("gpu", 50.0, found_speed=speed(0.1), hardware={"device": "cuda", "model": "A100"}),
+        ]
+    )
     assert [head for head in cells(text, "model") if "100" in head] == [
         "s / 100 images (machine 1) ↓",
         "s / 100 images (machine 2) ↓",
@@ -179,7 +184,11 @@ def test_csv_has_numbers_in_full_and_negative_ones_are_no_formulas() -> None:
     assert float(row["fd_toy"]) == exact and row["fd_toy"].startswith("-0.")
     assert float(row["seconds_per_100_images"]) == 1 / 3
     assert float(row["fd_toy_stderr"]) == 0.3 / 1.96
-    assert (row["fd_toy_low"], row["fd_toy_verified"], row["fd_toy_failure"]) == (str(exact - 0.3), "true", "")
+    assert (row["fd_toy_low"], row["fd_toy_verified"], row["fd_toy_failure"]) == (
+        str(exact - 0.3),
+        "true",
+        "",
+    )
 
 
 def test_csv_has_a_row_a_record_with_its_keys() -> None:
@@ -192,5 +201,11 @@ def test_csv_has_a_row_a_record_with_its_keys() -> None:
 
 def test_terminal_table_shows_what_markdown_shows() -> None:
     text = terminal(RECORDS)
-    for part in ("toy-v1: Toy data", "FD (toy) ↓", "41.2 ± 1.0", "4300 [3870, 5160]†", "failed: 2 rows hold NaN"):
+    for part in (
+        "toy-v1: Toy data",
+        "FD (toy) ↓",
+        "41.2 ± 1.0",
+        "4300 [3870, 5160]†",
+        "failed: 2 rows hold NaN",
+    ):
         assert part in text

@@ -27,9 +27,7 @@ def test_jackknife_by_groups_finds_the_spread_of_a_correlation() -> None:
     for _ in range(60):
         sample = draw()
         labels = stats.group_labels(400, groups=20, rng=rng)
-        found.append(
-            stats.jackknife_stderr([np.corrcoef(sample[labels != group].T)[0, 1] for group in range(20)])
-        )
+        found.append(stats.jackknife_stderr([np.corrcoef(sample[labels != group].T)[0, 1] for group in range(20)]))
     assert np.mean(found) == pytest.approx(spread, rel=0.12)
 
 
@@ -50,7 +48,9 @@ def test_symmetric_interval_is_1_96_standard_errors_and_wider_with_few_degrees_o
 
 
 def test_symmetric_interval_stays_within_its_bounds() -> None:
-    assert stats.symmetric_interval(0.9, 0.2, bounds=(0, 1)) == (pytest.approx(0.508007, abs=1e-6), 1)
+    low, high = stats.symmetric_interval(0.9, 0.2, bounds=(0, 1))
+    assert low == pytest.approx(0.508007, abs=1e-6)
+    assert high == 1
 
 
 def test_wilson_interval_of_the_textbook_case() -> None:

@@ -354,7 +354,16 @@ def _flat_row(table: int, row: Row) -> Flat:
     for item in record.scores:
         score = item.score
         low, high = score.interval if score.interval is not None else (None, None)
-        contents = (score.value, score.stderr, low, high, score.failure, item.verified, item.features_key, item.score_key)
+        contents = (
+            score.value,
+            score.stderr,
+            low,
+            high,
+            score.failure,
+            item.verified,
+            item.features_key,
+            item.score_key,
+        )
         line |= {item.kind.name + ending: content for ending, content in zip(_SCORE_ENDINGS, contents, strict=True)}
     return line | _flat_speed(record)
 

@@ -51,7 +51,10 @@ def to_terminal(table: Table) -> rich.table.Table:
     from rich.text import Text
 
     found = RichTable(
-        title=Text(_heading(table)), caption=Text("\n".join(notes(table))), caption_justify="left", title_justify="left"
+        title=Text(_heading(table)),
+        caption=Text("\n".join(notes(table))),
+        caption_justify="left",
+        title_justify="left",
     )
     found.add_column("model", overflow="fold")
     for column in table.columns:
@@ -98,7 +101,10 @@ def notes(table: Table) -> list[str]:
     if table.created is not None:
         first, last = table.created
         lines.append(f"Measured on {first}." if first == last else f"Measured from {first} to {last}.")
-    lines += [_axes_note(table), "↑ higher is better, ↓ lower is better; the best value of a column is in bold."]
+    lines += [
+        _axes_note(table),
+        "↑ higher is better, ↓ lower is better; the best value of a column is in bold.",
+    ]
     if not all(row.ranked for row in table.rows):
         lines.append("Real images and untrained networks are the ceiling and the floor: shown last and not ranked.")
     cells = [cell for row in table.rows for cell in row.cells]

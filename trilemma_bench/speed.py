@@ -6,7 +6,7 @@ import platform
 import statistics
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,13 @@ class EvaluationCounter:
             handle.remove()
 
     def _count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        first = next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
-        self.images += len(first)
+        self.images += _batch_size(args, kwargs)
         self.calls += 1
+
+
+def _batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Images in a call of a network: the length of the first tensor that it is given."""
+    return next(len(value) for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
 
 
 class _Enough(Exception):
@@ -75,22 +79,27 @@ def time_once(sampler: Sampler, num_images: int, seed: int) -> float:
     return time.perf_counter() - start
 
 
-def time_evaluations(sampler: Sampler, num_images: int, count: int, seed: int, warmup: int = 2) -> list[float]:
-    """Seconds from each network evaluation to the next, `count` of them in place, then the sampler is left.
+def time_evaluations(sampler: Sampler, num_images: int, count: int, seed: int, warmup: int = 2) -> float | None:
+    """Seconds of one image in one network evaluation: the mean over `count` calls in place; then the sampler is left.
 
-    An interval holds one evaluation and what the sampler does around it. Fewer come back where the sampler
-    makes fewer evaluations.
+    The time runs from each call to the next, so that what the sampler does around its networks is in it. It is
+    divided by the images in the calls: micro-batches and batches doubled for guidance need no care.
+    None where the sampler makes too few evaluations.
     """
     moments: list[float] = []
+    images: list[int] = []
     device = _device(sampler)
 
-    def note(*_: Any) -> None:
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         _synchronise(device)
         moments.append(time.perf_counter())
+        images.append(_batch_size(args, kwargs))
         if len(moments) > count + warmup:
             raise _Enough
 
-    handles = [network.register_forward_pre_hook(note) for network in networks_of(sampler).values()]
+    handles = [
+        network.register_forward_pre_hook(note, with_kwargs=True) for network in networks_of(sampler).values()
+    ]
     try:
         sampler.sample(torch.from_numpy(image_seeds(seed, 0, num_images)))
     except _Enough:
@@ -98,8 +107,10 @@ def time_evaluations(sampler: Sampler, num_images: int, count: int, seed: int, w
     finally:
         for handle in handles:
             handle.remove()
-    used = moments[warmup:]
-    return [after - before for before, after in zip(used, used[1:], strict=False)]
+    if len(moments) < warmup + 2:
+        return None
+    # The last call's images were not seen to their end.
+    return (moments[-1] - moments[warmup]) / sum(images[warmup:-1])
 
 
 def measure_timing(
@@ -111,25 +122,25 @@ def measure_timing(
     `extrapolate_evaluations` of its evaluations in place, several times, and multiplied by the counted NFE.
 
     Args:
-        sampler: Built with a micro-batch of `spec.num_images`, so that one batch is one batch.
+        sampler: Built with a micro-batch of `spec.num_images`, where it has one.
         spec: The protocol's rule.
         nfe: Counted evaluations an image; None where not observed.
         load_seconds: Time that building took; noted, not counted.
         full: Never extrapolate.
     """
     per_100 = 100 / spec.num_images
+    evaluations = (nfe or 0) * spec.num_images
     slow = False
     if nfe is not None and nfe > spec.extrapolate_evaluations and not full:
         probe = time_evaluations(sampler, spec.num_images, 3, seed=2**19)
-        slow = bool(probe) and statistics.median(probe) * nfe > spec.extrapolate_above_seconds
+        slow = probe is not None and probe * evaluations > spec.extrapolate_above_seconds
     if slow:
-        assert nfe is not None
-        repeats = spec.extrapolate_repeats
-        seconds = [
-            statistics.median(time_evaluations(sampler, spec.num_images, spec.extrapolate_evaluations, 2**19 + i)) * nfe
+        repeats, warmup = spec.extrapolate_repeats, 2
+        found = [
+            time_evaluations(sampler, spec.num_images, spec.extrapolate_evaluations, 2**19 + i, warmup)
             for i in range(repeats)
         ]
-        warmup = 2
+        seconds = [each * evaluations for each in found if each is not None]
     else:
         repeats, warmup = spec.repeats, spec.warmup
         for i in range(warmup):
@@ -160,38 +171,56 @@ def gflops_per_image(sampler: Sampler, nfe: float | None) -> float | None:
     networks = networks_of(sampler)
     if not networks or nfe is None:
         return None
-    counts: list[tuple[int, int]] = []
-    for network in networks.values():
-        with _count_flops(network, counts):
-            try:
-                sampler.sample(torch.from_numpy(image_seeds(2**19, 0, 1)))
-            except _Enough:
-                pass
-    if not counts:
+    # With several networks one pass to the end tells how often each is called.
+    counters = [_FlopCounter(leave=len(networks) == 1) for _ in networks]
+    with ExitStack() as stack:
+        for counter, network in zip(counters, networks.values(), strict=True):
+            stack.enter_context(counter.on(network))
+        try:
+            sampler.sample(torch.from_numpy(image_seeds(2**19, 0, 1)))
+        except _Enough:
+            pass
+    images = sum(counter.images for counter in counters)
+    if not images:
         return None
-    flops, images = counts[0]
-    return flops / images * nfe / 1e9
+    return sum(counter.flops_per_image * counter.images for counter in counters) / images * nfe / 1e9
 
 
-@contextmanager
-def _count_flops(network: nn.Module, counts: list[tuple[int, int]]) -> Iterator[None]:
-    """Count the operations of the first evaluation of `network`, then leave the sampler."""
-    mode = FlopCounterMode(display=False)
+class _FlopCounter:
+    """Operations an image in the first call of a network, and the images in all its calls."""
 
-    def before(*_: Any) -> None:
-        mode.__enter__()
+    def __init__(self, *, leave: bool) -> None:
+        self.flops_per_image = 0.0
+        self.images = 0
+        self._leave = leave
 
-    def after(module: nn.Module, args: tuple[Any, ...], *_: Any) -> None:
-        mode.__exit__(None, None, None)
-        counts.append((mode.get_total_flops(), len(args[0])))
-        raise _Enough
+    @contextmanager
+    def on(self, network: nn.Module) -> Iterator[None]:
+        """Within, the calls of `network` are counted; where `leave`, the first one ends the sampling."""
+        mode = FlopCounterMode(display=False)
 
-    handles = [network.register_forward_pre_hook(before), network.register_forward_hook(after)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not self.images:
+                mode.__enter__()
+
+        def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            size = _batch_size(args, kwargs)
+            if not self.images:
+                mode.__exit__(None, None, None)
+                self.flops_per_image = mode.get_total_flops() / size
+            self.images += size
+            if self._leave:
+                raise _Enough
+
+        handles = [
+            network.register_forward_pre_hook(before, with_kwargs=True),
+            network.register_forward_hook(after, with_kwargs=True),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 @contextmanager

@@ -12,7 +12,9 @@ import hashlib
 import io
 import json
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,9 +50,9 @@ def sha256(*arrays: npt.NDArray[Any]) -> str:
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, whatever interrupts."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
         with open(partial, "wb") as stream:
             stream.write(content)
             stream.flush()
@@ -58,6 +60,9 @@ def write_atomic(path: Path, content: bytes) -> None:
         os.replace(partial, path)
     except OSError as error:
         raise StoreError(f"{path}: cannot be written ({error}). Free space or name another folder.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 @dataclass(frozen=True)
@@ -81,28 +86,35 @@ def _pack(arrays: Mapping[str, npt.NDArray[Any]], meta: Mapping[str, Any]) -> by
     return stream.getvalue()
 
 
+_DAMAGE = (
+    ValueError, TypeError, KeyError, OSError, EOFError, MemoryError, OverflowError, NotImplementedError, RuntimeError,
+    struct.error, zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
+"""What reading a file raises whose bytes were altered or cut off, depending on where."""
+
+
 def _unpack(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]] | None:
-    """Content of a file that `_pack` made; None where there is none or it is damaged (then it is set aside)."""
-    if not path.is_file():
-        return None
+    """Content of a file that `_pack` made; None where there is none or it is damaged."""
     try:
         with np.load(path, allow_pickle=False) as content:
             meta = json.loads(str(content["meta"]))
             arrays = {k.removeprefix("data_"): content[k] for k in content.files if k != "meta"}
         intact = meta["checksum"] == sha256(*(arrays[name] for name in sorted(arrays)))
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
-        intact = False
-    if not intact:
-        with contextlib.suppress(OSError):
-            path.rename(path.with_suffix(".damaged"))
+    except _DAMAGE:
         return None
-    return arrays, meta
+    return (arrays, meta) if intact else None
+
+
+def _set_aside(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.rename(path.with_suffix(".damaged"))
 
 
 class SampleShards:
     """The shards of one samples key and one seed, `size` images each.
 
     `shipped` is a read-only folder that comes with a baseline; what lies there is used unless it was set aside.
+    A shard that is damaged, or that is not the one that its name says, is not used; an own one is renamed.
     """
 
     def __init__(self, root: Path, key: str, seed: int, size: int, shipped: Path | None = None) -> None:
@@ -118,11 +130,25 @@ class SampleShards:
     def read(self, index: int) -> tuple[Shard, str] | None:
         """Shard `index` and where it came from (`cached` or `shipped`), or None where there is none."""
         for folder, origin in ((self._own, "cached"), (self._shipped, "shipped")):
-            found = _unpack(folder / self._name(index)) if folder is not None else None
-            if found is not None:
-                arrays, meta = found
-                return Shard(arrays["images"], arrays["seeds"], meta["nfe"]), origin
+            if folder is None or not (folder / self._name(index)).is_file():
+                continue
+            shard = self._checked(_unpack(folder / self._name(index)), index)
+            if shard is not None:
+                return shard, origin
+            if origin == "cached":
+                _set_aside(folder / self._name(index))
         return None
+
+    def _checked(
+        self, found: tuple[dict[str, npt.NDArray[Any]], dict[str, Any]] | None, index: int
+    ) -> Shard | None:
+        """The shard where key and seeds are those of shard `index`."""
+        if found is None or not {"images", "seeds"} <= found[0].keys() or found[1].get("key") != self.key:
+            return None
+        arrays, meta = found
+        if not np.array_equal(arrays["seeds"], self.seeds(index)) or len(arrays["images"]) != self.size:
+            return None
+        return Shard(arrays["images"], arrays["seeds"], meta.get("nfe"))
 
     def write(self, index: int, shard: Shard) -> None:
         """Keep shard `index`."""
@@ -157,8 +183,14 @@ class FeatureStore:
 
     def read(self, images_digest: str) -> dict[str, npt.NDArray[np.float32]] | None:
         """{layer: float32 [N, D]} of images with that SHA-256, or None."""
-        found = _unpack(self._folder / f"{images_digest[:40]}.npz")
-        return None if found is None else found[0]
+        path = self._folder / f"{images_digest[:40]}.npz"
+        if not path.is_file():
+            return None
+        found = _unpack(path)
+        if found is None:
+            _set_aside(path)
+            return None
+        return found[0]
 
     def write(self, images_digest: str, features: Mapping[str, npt.NDArray[np.float32]]) -> None:
         """Keep the features of images with that SHA-256."""

@@ -82,7 +82,10 @@ def compute(
         ProtocolError: As for `kernel_distances` and `draw_subsets`.
     """
     reference, samples = _helpers.check_pair(
-        real.features, generated["features"], minimum=3, why="an unbiased estimate and its error need three samples"
+        real.features,
+        generated["features"],
+        minimum=3,
+        why="an unbiased estimate and its error need three samples",
     )
     values = kernel_distances(
         real=reference,

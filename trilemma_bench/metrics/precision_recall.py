@@ -96,7 +96,11 @@ def _recall_score(real: Array, generated: Array, k: int, rng: np.random.Generato
     inside = _helpers.covered(real, generated, _radii_without_each_group(near, labels))
     values = inside.mean(axis=0)
     if not _jackknife_is_possible(labels, k):
-        return Score(value=float(values[0]), uncertainty="none: too few generated samples to leave any out", n=len(labels))
+        return Score(
+            value=float(values[0]),
+            uncertainty="none: too few generated samples to leave any out",
+            n=len(labels),
+        )
     stderr = stats.jackknife_stderr(values[1:])
     return Score(
         value=float(values[0]),

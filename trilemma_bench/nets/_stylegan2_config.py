@@ -84,9 +84,7 @@ def channels_at(config: GeneratorConfig | DiscriminatorConfig, resolution: int) 
     return min(config.channel_base // resolution, config.channel_max)
 
 
-def _check_config(
-    config: GeneratorConfig | DiscriminatorConfig, kind: str, *, lowest_resolution: int
-) -> None:
+def _check_config(config: GeneratorConfig | DiscriminatorConfig, kind: str, *, lowest_resolution: int) -> None:
     """Refuses by name each option whose value no such network has; raises UsageError."""
     may_be_zero = {"c_dim", "num_fp16_res", "mbstd_num_channels"}
     may_be_none = {"cmap_dim", "mbstd_group_size"}

@@ -77,9 +77,7 @@ _DELAY = sum(i * tap for i, tap in enumerate(SYM6)) / sum(SYM6) - _LEAD
 # ------------------------------------------------------------------------------------------------------- ADA
 
 
-def augment(
-    images: Tensor, p: float, *, generator: torch.Generator, pipeline: str | Sequence[str] = "bgc"
-) -> Tensor:
+def augment(images: Tensor, p: float, *, generator: torch.Generator, pipeline: str | Sequence[str] = "bgc") -> Tensor:
     """Images augmented as ADA does, each on its own; differentiable, twice too (for R1).
 
     Args:
@@ -485,9 +483,7 @@ class AdaController:
 # ----------------------------------------------------------------------------------------------- DiffAugment
 
 
-def diffaugment(
-    images: Tensor, policy: str = "color,translation,cutout", *, generator: torch.Generator
-) -> Tensor:
+def diffaugment(images: Tensor, policy: str = "color,translation,cutout", *, generator: torch.Generator) -> Tensor:
     """Images augmented by DiffAugment (Zhao et al. 2020, arXiv 2006.10738); differentiable.
 
     color: brightness + U(-0.5, 0.5), saturation x U(0, 2) about the pixel's mean, contrast x U(0.5, 1.5)

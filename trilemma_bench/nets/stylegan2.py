@@ -101,9 +101,7 @@ class _Mapping(nn.Module):
         self.layers = [f"fc{i}" for i in range(num_layers)]
         width = z_dim + (w_dim if c_dim else 0)
         for i, name in enumerate(self.layers):
-            layer = Linear(
-                width if i == 0 else w_dim, w_dim, leaky=True, lr_multiplier=_MAPPING_LR_MULTIPLIER
-            )
+            layer = Linear(width if i == 0 else w_dim, w_dim, leaky=True, lr_multiplier=_MAPPING_LR_MULTIPLIER)
             self.add_module(name, layer)
 
     def forward(
@@ -272,9 +270,7 @@ class _Synthesis(nn.Module):
             device = ws.device if rng is None else rng.device
             return [torch.randn(shape, generator=rng, device=device).to(ws.device) for shape in shapes]
         if [tuple(noise.shape) for noise in given] != shapes:
-            raise ProtocolError(
-                f"noise must have the shapes {shapes}; got {[tuple(n.shape) for n in given]}."
-            )
+            raise ProtocolError(f"noise must have the shapes {shapes}; got {[tuple(n.shape) for n in given]}.")
         return [noise.to(ws.device) for noise in given]
 
 
@@ -380,9 +376,7 @@ class Discriminator(nn.Module):
         for resolution in config.resolutions:
             self.add_module(f"b{resolution}", _DiscriminatorBlock(config, resolution))
         if config.c_dim:
-            self.mapping = _Mapping(
-                0, config.c_dim, self.cmap_dim, num_layers=config.mapping_layers, num_ws=None
-            )
+            self.mapping = _Mapping(0, config.c_dim, self.cmap_dim, num_layers=config.mapping_layers, num_ws=None)
         self.b4 = _Epilogue(config, self.cmap_dim)
 
     def forward(self, img: Tensor, c: Tensor | None = None) -> Tensor:

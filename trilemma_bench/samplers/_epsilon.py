@@ -13,7 +13,7 @@ from trilemma_bench.diffusion import Chain, linear_betas
 from trilemma_bench.errors import WeightsError
 from trilemma_bench.kinds import Weights
 from trilemma_bench.nets import unet
-from trilemma_bench.samplers._helpers import ImageSampler, built, make_weights, read_tensors, seeded
+from trilemma_bench.samplers._helpers import ImageSampler, built, make_weights, network_of, read_tensors
 
 TOLERANCE = (2, 0.002)
 """Measured between micro-batches of 1 to 100 and one to two threads: see tests/test_every_sampler.py."""
@@ -24,11 +24,13 @@ class EpsilonSampler(ImageSampler):
 
     def __init__(self, name: str, weights: Weights, **settings: Any) -> None:
         config = weights.config
-        net = seeded(unet.build, config["unet"], weights.seed)
+        net = network_of(weights, "unet", unet.build)
         built(net, weights, unet.unet_of(net))
         block = int(config["unet"].get("pixel_block", 1))
-        size = int(config["unet"]["sample_size"]) * block
-        channels = int(config["unet"]["in_channels"]) // block**2
+        side = config["unet"].get("sample_size")
+        if not isinstance(side, int):
+            raise WeightsError(f"{weights.source}: sample_size is {side!r}; expected the side of a square image.")
+        size, channels = side * block, unet.unet_of(net).config.in_channels // block**2
         super().__init__(name, {"eps": net}, (channels, size, size), identity=weights.digest, **settings)
         betas = config.get("betas") or {}
         self.chain = Chain(linear_betas(int(config.get("num_train_steps", 1000)), **betas))
@@ -66,10 +68,17 @@ def _load_diffusers(path: Path) -> Weights:
     file = next((folder / name for name in names if (folder / name).is_file()), None)
     if file is None or not (folder / "config.json").is_file():
         raise WeightsError(f"{path}: expected config.json and {names[0]} in a diffusers folder; one is missing.")
-    config = json.loads((folder / "config.json").read_text())
+    config = _read_json(folder / "config.json")
     if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
         raise WeightsError(f"{path}: holds a {config['_class_name']}; only UNet2DModel is read.")
     settings = {k: v for k, v in config.items() if not k.startswith("_")}
+    if settings.get("class_embed_type") or settings.get("num_class_embeds"):
+        raise WeightsError(f"{path}: is conditioned on classes; only unconditional networks are read.")
+    if settings.get("in_channels") != settings.get("out_channels"):
+        raise WeightsError(
+            f"{path}: has {settings.get('in_channels')} channels in and {settings.get('out_channels')} out; "
+            "a network that predicts the noise alone has as many. Learned variances are not read."
+        )
     found: dict[str, Any] = {"unet": settings, **_scheduler(path)}
     tensors, _ = read_tensors(file)
     return make_weights(_modern_keys(tensors), found, str(path))
@@ -81,7 +90,10 @@ def _scheduler(path: Path) -> dict[str, Any]:
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         return {"num_train_steps": 1000}
-    content = json.loads(file.read_text())
+    content = _read_json(file)
+    for key in ("trained_betas", "rescale_betas_zero_snr"):
+        if content.get(key):
+            raise WeightsError(f"{file}: sets {key}; only the plain linear schedule is read.")
     schedule = content.get("beta_schedule", "linear")
     if schedule != "linear":
         raise WeightsError(f"{file}: beta_schedule {schedule!r}; only the linear schedule is read.")
@@ -90,6 +102,16 @@ def _scheduler(path: Path) -> dict[str, Any]:
         raise WeightsError(f"{file}: prediction_type {prediction!r}; only epsilon prediction is read.")
     betas = {"start": content.get("beta_start", 1e-4), "end": content.get("beta_end", 0.02)}
     return {"num_train_steps": int(content.get("num_train_timesteps", 1000)), "betas": betas}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: is not JSON: {error}. Save the model again.") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: holds {type(content).__name__}, expected a JSON object.")
+    return content
 
 
 def _modern_keys(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

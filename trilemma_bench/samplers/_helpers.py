@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trilemma_bench.errors import UsageError, WeightsError
+from trilemma_bench.errors import UsageError, WeightsError, unknown_name
 from trilemma_bench.images import to_uint8
 from trilemma_bench.kinds import Weights
 from trilemma_bench.spec import digest
@@ -37,8 +37,8 @@ class Noise:
     def normal(self, *shape: int, stream: int) -> Tensor:
         """The next N(0, I) numbers of `stream`, float32 [N, *shape]."""
         out = np.empty((len(self._seeds), *shape), np.float32)
-        for row, rng in zip(out, self._generators(stream), strict=True):
-            rng.standard_normal(shape, np.float32, out=row if row.ndim else None)
+        for row, rng in enumerate(self._generators(stream)):
+            out[row] = rng.standard_normal(shape, np.float32)
         return torch.from_numpy(out).to(self._device)
 
     def integers(self, high: int, *, stream: int) -> Tensor:
@@ -84,11 +84,15 @@ class ImageSampler(ABC):
         self.identity = identity
         self.micro_batch = micro_batch
         self.device = torch.device(device)
+        if dtype not in DTYPES:
+            raise unknown_name("dtype", dtype, DTYPES)
         self.dtype = DTYPES[dtype]
         self.networks = dict(networks)
         for network in self.networks.values():
             network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             network.eval().requires_grad_(False)
+            if not compile:
+                _normalise_image_by_image(network)
             if compile:
                 # The bound method, so that hooks on the module stay outside of what is compiled.
                 network.forward = torch.compile(network.forward)  # type: ignore[method-assign]
@@ -116,6 +120,24 @@ class ImageSampler(ABC):
             for batch in padded.split(size):
                 parts.append(to_uint8(self.draw(Noise(batch, self.device), size).float()).cpu())
         return torch.cat(parts)[: len(seeds)] if parts else torch.empty(0, *self.image_shape, dtype=torch.uint8)
+
+
+def _normalise_image_by_image(network: nn.Module) -> None:
+    """Make group normalisation on the CPU independent of an image's place in the batch.
+
+    In channels_last order torch cuts the pixels of the whole batch into one part a thread; where a cut falls inside
+    an image its sums are rounded otherwise. In contiguous order each group of each image is summed by itself.
+    """
+
+    def contiguous(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        x = args[0]
+        if x.device.type != "cpu" or len(x) % torch.get_num_threads() == 0:
+            return None
+        return (x.contiguous(), *args[1:])
+
+    for module in network.modules():
+        if "GroupNorm" in type(module).__name__:
+            module.register_forward_pre_hook(contiguous)
 
 
 # --- weights ----------------------------------------------------------------------------------------------
@@ -197,9 +219,23 @@ def built(net: nn.Module, weights: Weights, load_into: nn.Module | None = None) 
     return net
 
 
-def seeded(build: Any, config: Mapping[str, Any], seed: int) -> nn.Module:
-    """`build(config)` with torch's generator at `seed`, and put back as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net: nn.Module = build(config)
+def network_of(weights: Weights, part: str, build: Any) -> nn.Module:
+    """`build(weights.config[part])`, initialised from `weights.seed` with torch's generator put back as it was.
+
+    Raises:
+        WeightsError: The configuration is not one of this family.
+    """
+    config = weights.config.get(part)
+    if not isinstance(config, Mapping):
+        found = ", ".join(sorted(weights.config)) or "nothing"
+        raise WeightsError(
+            f"{weights.source}: these are the weights of another family: the configuration has no {part!r}, "
+            f"only {found}. Name the sampler that they were trained for."
+        )
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(weights.seed)
+            net: nn.Module = build(config)
+    except (UsageError, TypeError) as error:
+        raise WeightsError(f"{weights.source}: its configuration is not one of this network: {error}") from error
     return net

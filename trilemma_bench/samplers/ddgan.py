@@ -26,8 +26,8 @@ from trilemma_bench.samplers._helpers import (
     Noise,
     built,
     make_weights,
+    network_of,
     read_tensors,
-    seeded,
 )
 from trilemma_bench.spec import Frozen
 
@@ -43,7 +43,7 @@ class DDGANSampler(ImageSampler):
 
     def __init__(self, options: Options, weights: Weights, **settings: Any) -> None:
         config = weights.config
-        generator = seeded(build_generator, config["generator"], weights.seed)
+        generator = network_of(weights, "generator", build_generator)
         built(generator, weights)
         block = int(config.get("pixel_block", 1))
         size = int(config["generator"]["image_size"]) * block

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from trilemma_bench.diffusion import Spacing, ddim_pairs, predict_x0
@@ -21,7 +22,7 @@ from trilemma_bench.spec import Frozen
 class Options(Frozen):
     """`steps` None is the whole chain; `variance` is beta_t (fixed_large) or that of the posterior (fixed_small)."""
 
-    steps: int | None = None
+    steps: int | None = Field(default=None, ge=1)
     spacing: Spacing = "leading"
     variance: Literal["fixed_small", "fixed_large"] = "fixed_large"
     clip: bool = True

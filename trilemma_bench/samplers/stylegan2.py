@@ -22,8 +22,8 @@ from trilemma_bench.samplers._helpers import (
     Noise,
     built,
     make_weights,
+    network_of,
     read_tensors,
-    seeded,
 )
 from trilemma_bench.spec import Frozen
 
@@ -39,7 +39,7 @@ class StyleGAN2Sampler(ImageSampler):
     """One pass of the generator."""
 
     def __init__(self, options: Options, weights: Weights, **settings: Any) -> None:
-        generator = seeded(build_generator, weights.config["generator"], weights.seed)
+        generator = network_of(weights, "generator", build_generator)
         assert isinstance(generator, Generator)
         built(generator, weights)
         self.options = options

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,23 @@ from trilemma_bench.errors import TrainingError
 NAME = "checkpoint.pt"
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to; it takes the place of `path` at the end, and is gone after an error."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield partial
+        with open(partial, "rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def save(folder: Path, state: dict[str, Any]) -> None:
     """Write `state` (tensors, numbers, text, and containers of them) as `folder/checkpoint.pt`, atomically."""
-    partial = folder / f".{NAME}.{os.getpid()}"
-    with open(partial, "wb") as stream:
-        torch.save(state, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, folder / NAME)
+    with replacing(folder / NAME) as partial:
+        torch.save(state, partial)
 
 
 def load(folder: Path) -> dict[str, Any] | None:

@@ -13,8 +13,8 @@ import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +164,24 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
         grad.copy_(mean)
 
 
+def all_rows(part: Tensor) -> Tensor:
+    """The rows of all processes, one process's after another's."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return part
+    parts = [torch.empty_like(part) for _ in range(state.num_processes)]
+    torch.distributed.all_gather(parts, part.contiguous())
+    return torch.cat(parts)
+
+
+@contextmanager
+def initialising(seed: int) -> Iterator[None]:
+    """Within, networks draw their first weights from `seed`; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
 # --- data -------------------------------------------------------------------------------------------------
 
 
@@ -188,7 +206,6 @@ class Feed:
     labels: np.ndarray | None
     recipe: Recipe
     device: torch.device
-    _epoch: tuple[int, np.ndarray] | None = field(default=None, repr=False)
 
     def __call__(self, step: Step) -> tuple[Tensor, Tensor | None]:
         chosen = batch_indices(len(self.images), self.recipe.batch, step.number, self.recipe.seed)
@@ -253,14 +270,17 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     number, seconds = _resume(task, out)
     feed = Feed(data.read(0, len(data)), data.labels, recipe, task.device)
-    total = math.ceil((limits.kimg or recipe.duration_kimg) * 1000 / recipe.batch)
+    kimg = recipe.duration_kimg if limits.kimg is None else limits.kimg
+    total = math.ceil(kimg * 1000 / recipe.batch)
     writer = _Writer(task, out, limits, main=process.is_main_process)
     clock = _Clock(seconds, limits.minutes)
     losses: dict[str, float] = {}
-    with _stop_signals() as stopped:
-        while number < total and not stopped() and not clock.over():
+    with _stop_signals() as stopped, _own_global_rng(task.device):
+        while number < total and not _any_process(stopped() or clock.over()):
             step = Step(number, number * recipe.batch, _rng(recipe.seed, number), process.process_index,
                         process.num_processes)  # fmt: skip
+            # Dropout alone draws from torch's global generator.
+            torch.manual_seed(_key(recipe.seed, number) + process.process_index)
             found = task.step(*feed(step), step)
             task.average(step)
             number += 1
@@ -278,8 +298,27 @@ def train(
     }
 
 
+def _key(seed: int, number: int) -> int:
+    return (seed << 40) + number
+
+
 def _rng(seed: int, number: int) -> torch.Generator:
-    return torch.Generator().manual_seed((seed << 40) + number)
+    return torch.Generator().manual_seed(_key(seed, number))
+
+
+def _own_global_rng(device: torch.device) -> AbstractContextManager[None]:
+    """Within, torch's global generators may be seeded; after it they are as before."""
+    return torch.random.fork_rng(devices=[] if device.type != "cuda" else [device])
+
+
+def _any_process(stop: bool) -> bool:
+    """Whether any process wants to stop: one that left alone would leave the others waiting for its gradients."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return stop
+    flag = torch.tensor([float(stop)], device=state.device)
+    torch.distributed.all_reduce(flag)
+    return bool(flag.item())
 
 
 def _finite(losses: Mapping[str, Tensor], number: int, out: Path) -> dict[str, float]:
@@ -303,6 +342,8 @@ def _resume(task: Task, out: Path) -> tuple[int, float]:
             f"{task.recipe.digest[:12]}). Give another --out."
         )
     task.load_state(state["task"])
+    if PartialState().is_main_process:
+        _cut_curve(out / "curve.csv", int(state["step"]) * task.recipe.batch)
     return int(state["step"]), float(state["seconds"])
 
 
@@ -355,14 +396,20 @@ class _Writer:
         if not self._main:
             return
         task, out = self._task, self._out
+        for name, network in (*task.networks.items(), *task.averages.items()):
+            if any(not bool(torch.isfinite(v).all()) for v in network.state_dict().values()):
+                raise TrainingError(
+                    f"step {number}: the weights of {name} are not finite. The last good checkpoint is "
+                    f"{out / _checkpoint.NAME}; lower the learning rate or train in fp32, and start again to go on "
+                    "from it."
+                )
         state = {"step": number, "seconds": seconds, "recipe": task.recipe.digest, "task": task.state()}
-        if any(not bool(torch.isfinite(v).all()) for v in task.weights().values()):
-            raise TrainingError(f"step {number}: the weights are not finite; the last good checkpoint is in {out}.")
         _checkpoint.save(out, state)
         write_weights(out / "weights.safetensors", task.weights(), task.config)
         run = {"recipe": task.recipe.model_dump(mode="json"), "config": task.config, "hours": seconds / 3600,
                "images_seen": number * task.recipe.batch}  # fmt: skip
-        (out / "run.json").write_text(json.dumps(run, indent=2) + "\n")
+        with _checkpoint.replacing(out / "run.json") as partial:
+            partial.write_text(json.dumps(run, indent=2) + "\n")
         if self._saved - self._drawn >= self._limits.grid_minutes * 60:
             self._drawn = self._saved
             (out / "grids").mkdir(exist_ok=True)
@@ -372,11 +419,18 @@ class _Writer:
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    """Weights as fp16 safetensors with the network's configuration in the header."""
+    """Weights as fp16 safetensors with the network's configuration in the header; whole or not at all."""
     from safetensors.torch import save_file
 
-    half = {k: v.detach().half().contiguous() if v.is_floating_point() else v for k, v in tensors.items()}
-    save_file(half, str(path), metadata={"config": json.dumps(config)})
+    half = {key: _half(tensor.detach()).contiguous() for key, tensor in tensors.items()}
+    with _checkpoint.replacing(path) as partial:
+        save_file(half, str(partial), metadata={"config": json.dumps(config)})
+
+
+def _half(tensor: Tensor) -> Tensor:
+    """The tensor in fp16 where it fits: larger numbers than 65504 stay as they are."""
+    half = tensor.half() if tensor.is_floating_point() else tensor
+    return half if bool(torch.isfinite(half).all()) else tensor
 
 
 def _append(path: Path, row: Mapping[str, Any]) -> None:
@@ -386,6 +440,17 @@ def _append(path: Path, row: Mapping[str, Any]) -> None:
         if new:
             writer.writeheader()
         writer.writerow(row)
+
+
+def _cut_curve(path: Path, images_seen: int) -> None:
+    """Drop the rows of steps that a killed run made after its last checkpoint: they are made again."""
+    if not path.is_file():
+        return
+    with open(path, newline="") as stream:
+        header, *rows = list(csv.reader(stream)) or [[]]
+    kept = [row for row in rows if len(row) == len(header) and int(row[0]) <= images_seen]
+    with _checkpoint.replacing(path) as partial, open(partial, "w", newline="") as stream:
+        csv.writer(stream).writerows([header, *kept])
 
 
 @contextmanager

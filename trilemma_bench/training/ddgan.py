@@ -18,7 +18,7 @@ from trilemma_bench.kinds import TrainerKind
 from trilemma_bench.nets.ncsnpp import build_discriminator, build_generator
 from trilemma_bench.nets.pixel_blocks import in_pixel_blocks, inside
 from trilemma_bench.training._ema import EmaSpec
-from trilemma_bench.training._loop import Recipe, Step, Task
+from trilemma_bench.training._loop import Recipe, Step, Task, initialising
 
 
 class DDGANRecipe(Recipe):
@@ -92,12 +92,12 @@ class DDGANTask(Task):
 
     def __init__(self, recipe: DDGANRecipe, device: torch.device, *, compile: bool = False) -> None:
         super().__init__(recipe, device, compile=compile)
-        torch.manual_seed(recipe.seed)
         block = recipe.pixel_block
-        self.networks: dict[str, nn.Module] = {
-            "G": in_pixel_blocks(build_generator(recipe.generator), block),
-            "D": in_pixel_blocks(build_discriminator(recipe.discriminator), block, image_output=False),
-        }
+        with initialising(recipe.seed):
+            self.networks: dict[str, nn.Module] = {
+                "G": in_pixel_blocks(build_generator(recipe.generator), block),
+                "D": in_pixel_blocks(build_discriminator(recipe.discriminator), block, image_output=False),
+            }
         self.optimizers = {
             name: torch.optim.Adam(self.networks[name].parameters(), lr=lr, betas=(0.5, 0.9), fused=True)
             for name, lr in (("G", recipe.lr_g), ("D", recipe.lr_d))

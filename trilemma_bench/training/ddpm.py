@@ -14,7 +14,7 @@ from trilemma_bench.diffusion import Chain, at, ddim_pairs, linear_betas, predic
 from trilemma_bench.kinds import TrainerKind
 from trilemma_bench.nets import unet
 from trilemma_bench.training._ema import EmaSpec
-from trilemma_bench.training._loop import Recipe, Step, Task
+from trilemma_bench.training._loop import Recipe, Step, Task, initialising
 
 
 class DDPMRecipe(Recipe):
@@ -57,8 +57,8 @@ class DDPMTask(Task):
 
     def __init__(self, recipe: DDPMRecipe, device: torch.device, *, compile: bool = False) -> None:
         super().__init__(recipe, device, compile=compile)
-        torch.manual_seed(recipe.seed)
-        net = unet.build(recipe.unet)
+        with initialising(recipe.seed):
+            net = unet.build(recipe.unet)
         self.networks = {"eps": net}
         self.optimizers = {
             "eps": torch.optim.AdamW(net.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)

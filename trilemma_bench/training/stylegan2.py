@@ -17,7 +17,7 @@ from trilemma_bench.nets.ada import AdaController, augment, diffaugment
 from trilemma_bench.nets.stylegan2 import Discriminator, Generator, build_discriminator, build_generator
 from trilemma_bench.spec import Frozen
 from trilemma_bench.training._ema import EmaSpec
-from trilemma_bench.training._loop import Recipe, Step, Task
+from trilemma_bench.training._loop import Recipe, Step, Task, all_rows, initialising
 
 
 class AdaSpec(Frozen):
@@ -73,9 +73,9 @@ class StyleGAN2Task(Task):
 
     def __init__(self, recipe: StyleGAN2Recipe, device: torch.device, *, compile: bool = False) -> None:
         super().__init__(recipe, device, compile=compile)
-        torch.manual_seed(recipe.seed)
-        self.G: Generator = build_generator(recipe.generator)
-        self.D: Discriminator = build_discriminator(recipe.discriminator)
+        with initialising(recipe.seed):
+            self.G: Generator = build_generator(recipe.generator)
+            self.D: Discriminator = build_discriminator(recipe.discriminator)
         self.networks: dict[str, nn.Module] = {"G": self.G, "D": self.D}
         intervals = {"G": recipe.g_interval, "D": recipe.r1_interval}
         self.optimizers = {name: self._adam(name, intervals[name]) for name in self.networks}
@@ -101,7 +101,7 @@ class StyleGAN2Task(Task):
         if step.number % self.recipe.r1_interval == 0:
             self._update_r1(images, c, step)
         if self.controller is not None:
-            self.controller.update(logits)
+            self.controller.update(all_rows(logits))
             self.extra["ada"] = self.controller.state_dict()
         return {"loss_d": loss_d.detach(), "loss_g": loss_g.detach()}
 

@@ -1,0 +1,110 @@
+"""Put the averaged weights of a training run beside a card: python baselines/ship.py ddpm runs/ddpm --command "...".
+
+Copies weights.safetensors, the training curve and the last grid; counts parameters and operations on the network that
+the sampler builds. Samples of slow baselines are added with --samples CACHE, from the cache of a finished run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+from trilemma_bench import registry, speed
+from trilemma_bench.record import ResultRecord
+
+HERE = Path(__file__).resolve().parent
+
+
+def toml(value: object) -> str:
+    """A value as TOML: JSON's text serves for strings, numbers, flags and flat lists."""
+    return json.dumps(value)
+
+
+def ship(name: str, run: Path, *, command: str, cpu: str, compiled: bool) -> None:
+    """Write baselines/<name>/ from a run's folder."""
+    folder = HERE / name
+    folder.mkdir(exist_ok=True)
+    about = json.loads((run / "run.json").read_text())
+    shutil.copyfile(run / "weights.safetensors", folder / "weights.safetensors")
+    thin_curve(run / "curve.csv", folder / "curve.csv")
+    grids = sorted((run / "grids").glob("*.png"))
+    shutil.copyfile(grids[-1], folder / "grid.png")
+    trainer = registry.get("trainer", name)
+    kind = registry.get("sampler", name)
+    weights = kind.load(folder / "weights.safetensors")
+    sampler = kind.build(kind.options(), weights, micro_batch=1)
+    per_evaluation = speed.gflops_per_image(sampler, 1.0)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    recipe = about["recipe"]
+    top = {
+        "name": name,
+        "title": f"{name}, small network trained in house on CIFAR-10",
+        "sampler": name,
+        "dataset": "cifar10",
+        "weights": "weights.safetensors",
+        "weights_digest": hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest(),
+        "licence": "Apache-2.0",
+        "parameters": speed.count_parameters(sampler),
+        "gflops_per_evaluation": round(per_evaluation or 0.0, 4),
+        "notes": "EMA weights in fp16; computed in fp32. A small network, not the paper's: compare nothing here with "
+        "the paper's figures.",
+    }
+    training = {
+        "recipe": "cpu-small",
+        "source": trainer.source,
+        "command": command,
+        "images_seen": about["images_seen"],
+        "hours": round(about["hours"], 3),
+        "cpu": cpu,
+        "threads": 1,
+        "compiled": compiled,
+        "batch": recipe["batch"],
+        "seed": recipe["seed"],
+        "commit": commit,
+        "resume": "the optimiser's state is not shipped",
+    }
+    lines = [f"{key} = {toml(value)}" for key, value in top.items()]
+    lines += ["", "[training]", *(f"{key} = {toml(value)}" for key, value in training.items())]
+    (folder / "card.toml").write_text("\n".join(lines) + "\n")
+
+
+def thin_curve(source: Path, target: Path, rows: int = 200) -> None:
+    """At most about `rows` rows of a curve, evenly spread, the last one kept."""
+    with open(source, newline="") as stream:
+        found = list(csv.reader(stream))
+    header, body = found[0], found[1:]
+    every = max(1, len(body) // rows)
+    kept = body[::every]
+    if body and kept[-1] != body[-1]:
+        kept.append(body[-1])
+    with open(target, "w", newline="") as stream:
+        csv.writer(stream, lineterminator="\n").writerows([header, *kept])
+
+
+def add_samples(name: str, record: Path, cache: Path) -> None:
+    """Copy the finished shards of a record from a cache into baselines/<name>/samples."""
+    key = ResultRecord.read(record).samples_key
+    target = HERE / name / "samples" / key
+    shutil.rmtree(target.parent, ignore_errors=True)
+    shutil.copytree(cache / "samples" / key[:2] / key, target)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name")
+    parser.add_argument("run", type=Path, nargs="?")
+    parser.add_argument("--command", default="")
+    parser.add_argument("--cpu", default="")
+    parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--samples-of", type=Path, help="record whose shards are added")
+    parser.add_argument("--cache", type=Path)
+    given = parser.parse_args()
+    if given.run is not None:
+        ship(given.name, given.run, command=given.command, cpu=given.cpu, compiled=given.compiled)
+    if given.samples_of is not None:
+        add_samples(given.name, given.samples_of, given.cache)

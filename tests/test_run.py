@@ -1,0 +1,287 @@
+"""Whole runs, as a user has them: from the command line, killed and started again, with samplers of all kinds."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import trilemma_bench
+from small_world import make_world
+from trilemma_bench.errors import ProtocolError, UsageError
+from trilemma_bench.models import open_model, parse_model, parse_models
+from trilemma_bench.record import ResultRecord
+from trilemma_bench.run import Settings, evaluate_spec, find_data, find_protocol
+from trilemma_bench.spec import RunSpec
+from trilemma_bench.store import SampleShards, image_seeds
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    images, protocol = make_world(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRILEMMA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("blobs", None)
+    yield tmp_path, images, protocol
+    sys.modules.pop("blobs", None)
+
+
+def cli(*arguments, cwd, env=None, check=None, **options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(env or {})}
+    command = [sys.executable, "-m", "trilemma_bench.cli", *map(str, arguments)]
+    found = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, **options)
+    if check is not None:
+        assert found.returncode == check, found.stdout + found.stderr
+    return found
+
+
+def run_arguments(images, protocol, models):
+    return ["run", "--models", models, "--dataset", images, "--protocol", protocol]
+
+
+def records(folder):
+    return [ResultRecord.read(path) for path in sorted(Path(folder).glob("*/*.json"))]
+
+
+def numbers(record):
+    return {item.kind.name: item.score.model_dump() for item in record.scores}
+
+
+def test_one_command_measures_models_and_real_images_and_writes_a_leaderboard(world):
+    folder, images, protocol = world
+    done = cli(*run_arguments(images, protocol, "blobs:make,ddim:steps=3,untrained:ddgan,real:split=test"), cwd=folder,
+               check=0)  # fmt: skip
+    found = {record.model: record for record in records(folder / "results")}
+    assert set(found) == {"blobs", "ddim:steps=3", "untrained:ddgan", "real:split=test"}
+    assert found["ddim:steps=3"].speed.nfe == 3
+    assert found["untrained:ddgan"].speed.nfe == 4
+    assert found["blobs"].speed.nfe is None
+    assert found["real:split=test"].speed is None
+    for record in found.values():
+        assert all(item.score.failure is None for item in record.scores)
+    for name in ("leaderboard.md", "leaderboard.csv"):
+        assert "blobs" in (folder / "results" / name).read_text()
+    assert "blobs" in done.stdout
+
+
+def test_a_run_killed_at_random_moments_gives_the_same_scores(world):
+    folder, images, protocol = world
+    arguments = [*run_arguments(images, protocol, "blobs:make,ddim:steps=5"), "--quiet"]
+    cli(*arguments, "--out", "whole", cwd=folder, env={"TRILEMMA_CACHE": str(folder / "cache-whole")}, check=0)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "BLOBS_DELAY": "0.2",
+                   "TRILEMMA_CACHE": str(folder / "cache-killed")}  # fmt: skip
+    command = [sys.executable, "-m", "trilemma_bench.cli", *map(str, arguments), "--out", "killed"]
+    rng = random.Random(0)
+    for _ in range(5):
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL)  # fmt: skip
+        time.sleep(rng.uniform(2.0, 6.0))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    cli(*arguments, "--out", "killed", cwd=folder, env={"TRILEMMA_CACHE": str(folder / "cache-killed")}, check=0)
+    whole, killed = records(folder / "whole"), records(folder / "killed")
+    assert [numbers(record) for record in whole] == [numbers(record) for record in killed]
+    assert [r.provenance.samples_digest for r in whole] == [r.provenance.samples_digest for r in killed]
+
+
+def test_finished_work_is_not_repeated_and_more_samples_only_add(world, monkeypatch):
+    folder, images, protocol = world
+    log = folder / "log"
+    monkeypatch.setenv("BLOBS_LOG", str(log))
+
+    def drawn(**options):
+        log.write_text("")
+        record = trilemma_bench.evaluate("blobs:make", str(images), str(protocol), out=str(folder / "out"), **options)
+        return {int(s) for s in log.read_text().split() if int(s) < 2**40}, record
+
+    first, record = drawn()
+    assert first == set(range(40))
+    again, reused = drawn()
+    assert not again
+    assert reused == record
+    more, _ = drawn(num_samples=60)
+    # Of the finished images a handful is made again, since this sampler states no identity.
+    assert {seed for seed in more if seed >= 40} == set(range(40, 60))
+    assert len({seed for seed in more if seed < 40}) == 4
+    fresh, _ = drawn(fresh=True)
+    assert fresh == set(range(40))
+
+
+def test_retime_adds_a_timing_and_leaves_the_scores(world):
+    folder, images, protocol = world
+    first = trilemma_bench.evaluate("blobs:make", str(images), str(protocol), out="out")
+    second = trilemma_bench.evaluate("blobs:make", str(images), str(protocol), out="out", retime=True)
+    assert (len(first.speed.timings), len(second.speed.timings)) == (1, 2)
+    assert numbers(first) == numbers(second)
+
+
+def test_the_same_seeds_give_the_same_record_from_python_and_from_the_command_line(world):
+    folder, images, protocol = world
+    import blobs
+
+    cli(*run_arguments(images, protocol, "blobs:make"), cwd=folder, check=0)
+    record = trilemma_bench.evaluate(blobs.Blobs(), str(images), str(protocol))
+    assert numbers(record) == numbers(records(folder / "results")[0])
+    frame = trilemma_bench.leaderboard([record])
+    assert list(frame["model"]) == ["blobs"]
+
+
+def test_a_model_that_breaks_is_a_record_that_says_so_and_the_others_go_on(world):
+    folder, images, protocol = world
+    done = cli(*run_arguments(images, protocol, "blobs:Broken,blobs:make"), cwd=folder, check=1)
+    assert "out of luck" in done.stderr
+    found = {record.model: record for record in records(folder / "results")}
+    assert all(item.score.failure for item in found["blobs:Broken"].scores)
+    assert all(item.score.value is not None for item in found["blobs"].scores)
+    assert "out of luck" in (folder / "results" / "leaderboard.md").read_text()
+    text = (folder / "blobs.py").read_text().replace('raise RuntimeError("out of luck")', "return super().sample(seeds)")
+    (folder / "blobs.py").write_text(text)
+    cli(*run_arguments(images, protocol, "blobs:Broken,blobs:make"), cwd=folder, check=0)
+    assert "out of luck" not in (folder / "results" / "leaderboard.md").read_text()
+
+
+def test_samples_that_are_not_uint8_are_refused_with_what_was_found(world):
+    folder, images, protocol = world
+    with pytest.raises(ProtocolError, match=r"floats: .*uint8 \[10, 3, 32, 32\].*got float32"):
+        trilemma_bench.evaluate("blobs:Floats", str(images), str(protocol))
+
+
+def test_an_unsteady_sampler_has_its_finished_images_set_aside(world):
+    folder, images, protocol = world
+    trilemma_bench.evaluate("blobs:Unsteady", str(images), str(protocol))
+    record = trilemma_bench.evaluate("blobs:Unsteady", str(images), str(protocol))
+    assert record.provenance.store["made_again"]["agrees"] is False
+    assert record.provenance.store["generated"] == 40
+    assert any("set aside" in note for note in record.notes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--models", "ddpn"], "did you mean 'ddpm'"),
+        (["--models", "ddim:step=5"], "did you mean 'steps'"),
+        (["--models", "ddim:steps=0"], "steps"),
+        (["--models", "ddgan@nowhere.pth"], "nowhere.pth"),
+        (["--models", "nowhere:make"], "nowhere"),
+        (["--models", "blobs:nothing"], "nothing"),
+        (["--models", "ddgan", "--dtype", "float8"], "float8"),
+        (["--models", "ddgan", "--device", "warp:0"], "warp"),
+        (["--models", "ddgan", "--protocol", "heavy"], "heavy"),
+        (["--models", "ddgan", "--dataset", "cifar11"], "did you mean 'cifar10'"),
+        (["--models", "ddgan", "--num-samples", "1"], "at least 2"),
+    ],
+)
+def test_bad_input_exits_with_2_and_says_what_was_found(world, arguments, message):
+    folder, images, protocol = world
+    done = cli("run", *arguments, cwd=folder, check=2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (folder / "results").exists()
+
+
+def test_finished_images_are_scored_without_speed(world):
+    folder, images, protocol = world
+    rng = np.random.default_rng(1)
+    content = rng.integers(0, 255, (45, 32, 32, 3), np.uint8)
+    np.savez(folder / "samples.npz", arr_0=content)
+    cli("score", "samples.npz", "--dataset", images, "--protocol", protocol, cwd=folder, check=0)
+    (record,) = records(folder / "results")
+    assert record.model == "samples.npz"
+    assert record.speed is None
+    assert record.notes == ("40 of 45 images, chosen by seed 0",)
+    np.savez(folder / "few.npz", arr_0=content[:10])
+    done = cli("score", "few.npz", "--dataset", images, "--protocol", protocol, cwd=folder, check=2)
+    assert "needs 40" in done.stderr
+    assert "--num-samples 10" in done.stderr
+
+
+def test_json_prints_records_and_nothing_else(world):
+    folder, images, protocol = world
+    done = cli(*run_arguments(images, protocol, "blobs:make"), "--json", cwd=folder, check=0)
+    assert ResultRecord.model_validate(json.loads(done.stdout)[0]).model == "blobs"
+
+
+def test_the_readmes_example_plug_in_runs(world):
+    folder, images, protocol = world
+    text = (ROOT / "README.md").read_text()
+    block = re.search(r"<!-- example: begin -->\n```python\n(.*?)```", text, re.DOTALL)
+    (folder / "mine.py").write_text(block.group(1))
+    cli(*run_arguments(images, protocol, "mine:make"), cwd=folder, check=0)
+    assert records(folder / "results")[0].model == "mine"
+
+
+# --- shards that ship with a baseline -------------------------------------------------------------------------
+
+
+def shipped_world(folder, images, protocol, *, change=0):
+    """Draw with ddim, then hand the shards over as if they had come with the baseline."""
+    settings = Settings(cache=folder / "cache")
+    data = find_data(str(images), settings)
+    spec = RunSpec(sampler=parse_model("ddim:steps=3"), protocol=find_protocol(str(protocol), data))
+    record = evaluate_spec(spec, data, settings)
+    model = open_model(spec)
+    own = folder / "cache" / "samples" / model.samples_key[:2]
+    (own).rename(folder / "shipped")
+    if change:
+        shards = SampleShards(folder / "none", model.samples_key, 0, model.micro_batch, folder / "shipped")
+        shard, _ = shards.read(0)
+        other = SampleShards(folder / "other", model.samples_key, 0, model.micro_batch)
+        altered = shard.images.astype(np.int16) + change
+        other.write(0, type(shard)(altered.clip(0, 255).astype(np.uint8), shard.seeds, shard.nfe))
+        (folder / "shipped").rename(folder / "unused")
+        (folder / "other" / "samples" / model.samples_key[:2]).rename(folder / "shipped")
+    from dataclasses import replace
+
+    again = evaluate_spec(spec, data, settings, model=replace(model, shipped=folder / "shipped"))
+    return record, again
+
+
+def test_shipped_samples_are_used_after_a_handful_was_made_again(world):
+    record, again = shipped_world(*world)
+    store = again.provenance.store
+    assert (store["shipped"], store["generated"]) == (50, 0)
+    assert store["made_again"]["agrees"] is True
+    assert len(store["made_again"]["seeds"]) == 4
+    assert numbers(record) == numbers(again)
+
+
+def test_altered_shipped_samples_are_set_aside_and_drawn_anew(world):
+    record, again = shipped_world(*world, change=5)
+    store = again.provenance.store
+    assert (store["shipped"], store["generated"]) == (0, 50)
+    assert store["made_again"]["agrees"] is False
+    assert any("set aside" in note for note in again.notes)
+    assert numbers(record) == numbers(again)
+
+
+# --- names ------------------------------------------------------------------------------------------------------
+
+
+def test_options_stay_with_their_model_in_a_list():
+    found = parse_models("ddgan@a/b.pth,ddim:steps=20,eta=0.5,real:split=test,untrained:ddim:steps=3,my.module:make")
+    assert [str(item) for item in found] == [
+        "ddgan@a/b.pth", "ddim:steps=20,eta=0.5", "real:split=test", "untrained:ddim:steps=3", "my.module:make",
+    ]  # fmt: skip
+
+
+def test_a_model_named_twice_is_refused():
+    with pytest.raises(UsageError, match="twice"):
+        parse_models("ddgan,ddgan")
+
+
+def test_seeds_of_different_runs_never_overlap():
+    assert not set(image_seeds(0, 0, 1000)) & set(image_seeds(1, 0, 1000))
+    assert torch.from_numpy(image_seeds(3, 5, 7)).tolist() == [3 * 2**32 + 5, 3 * 2**32 + 6]
