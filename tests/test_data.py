@@ -73,9 +73,7 @@ def check_both_splits(images: UInt8Images, root: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["cifar10", "mnist"])
-def test_real_test_split_has_the_published_fingerprint(
-    data_root: Path, cifar10_test: ImageSet, name: str
-) -> None:
+def test_real_test_split_has_the_published_fingerprint(data_root: Path, cifar10_test: ImageSet, name: str) -> None:
     dataset = registry.get("dataset", name)
     images = cifar10_test if name == "cifar10" else dataset.open("test", data_root)
     assert (len(images), images.shape) == (10_000, dataset.shape)
@@ -196,9 +194,7 @@ def test_roots_are_searched_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert _helpers.roots(None)[0] == Path("data")
 
 
-def test_environment_names_the_data(
-    small_cifar: UInt8Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_environment_names_the_data(small_cifar: UInt8Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_batches(tmp_path, small_cifar)
     monkeypatch.setenv("TRILEMMA_DATA", str(tmp_path))
     assert len(cifar10.open_split("train")) == 20
@@ -333,9 +329,7 @@ def test_archive_without_a_batch_is_refused(small_cifar: UInt8Images, tmp_path: 
         cifar10.open_split("train", tmp_path / "root")
 
 
-def test_oversized_batch_is_refused(
-    small_cifar: UInt8Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_oversized_batch_is_refused(small_cifar: UInt8Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_batches(tmp_path, small_cifar)
     monkeypatch.setattr(cifar10, "_MAX_BATCH_BYTES", 1000)
     with pytest.raises(DataError, match="Refused"):
@@ -372,7 +366,8 @@ def test_idx_files_are_read(
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\x00\x00\x0d\x01\x00\x00\x00\x01\x00", b"\x00\x00\x08\x03\x00", idx(np.zeros((2, 2), np.uint8))[:-1]]
+    "data",
+    [b"", b"\x00\x00\x0d\x01\x00\x00\x00\x01\x00", b"\x00\x00\x08\x03\x00", idx(np.zeros((2, 2), np.uint8))[:-1]],
 )
 def test_broken_idx_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x").write_bytes(data)

@@ -159,6 +159,18 @@ def test_damage_makes_every_metric_worse(name: str, kind: ScoreKind) -> None:
     assert not good.interval[0] <= bad.value <= good.interval[1]
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("count", [12, 200])
+def test_a_generator_that_makes_one_image_is_scored(name: str, count: int) -> None:
+    """The covariance is nothing, every neighbour is at distance 0, every logit is the same."""
+    params = {"subset_size": 6} if "subset_size" in metric(name).defaults else {}
+    generated = layers(np.repeat(features(1, seed=12), count, axis=0))
+    found = metric(name).compute(real=REAL, generated=generated, rng=np.random.default_rng(0), **params)
+    for each in found.values():
+        assert each.value is not None and each.interval is not None
+        assert each.interval[0] <= each.value <= each.interval[1]
+
+
 # --- errors -----------------------------------------------------------------------------------------------
 
 

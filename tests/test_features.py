@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -42,6 +43,7 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
             nn.init.normal_(module.running_mean, 0, 0.1)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
             nn.init.uniform_(module.weight, 1, 2)
@@ -247,7 +249,7 @@ class Command:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __reduce__(self) -> object:
+    def __reduce__(self) -> tuple[Any, ...]:
         return os.system, (f"touch {self.path}",)
 
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import sys
 import pickle
 import stat
 import subprocess
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -387,7 +387,9 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 @pytest.mark.parametrize("size", [9000, 60_000])
 def test_decompression_bomb_is_refused_before_it_is_decoded(size: int) -> None:
     head = size.to_bytes(4, "big") * 2 + b"\x08\x02\x00\x00\x00"
-    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    data = (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
     with pytest.raises(DataError, match="pixels"):
         im.decode_image(data, "bomb.png")
 
@@ -417,9 +419,7 @@ def test_zip_with_one_name_twice_is_refused(tmp_path: Path) -> None:
         open_images(tmp_path / "x.zip")
 
 
-def test_zip_member_that_unpacks_to_too_much_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_zip_member_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(im, "MAX_FILE_BYTES", 10_000)
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.png", bytes(100_000))

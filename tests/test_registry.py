@@ -20,9 +20,7 @@ def entry_points(
     monkeypatch: pytest.MonkeyPatch, *entries: tuple[str, str], group: str = "trilemma_bench.datasets"
 ) -> None:
     points = [metadata.EntryPoint(name=name, value=value, group=group) for name, value in entries]
-    monkeypatch.setattr(
-        registry.metadata, "entry_points", lambda *, group: [item for item in points if item.group == group]
-    )
+    monkeypatch.setattr(metadata, "entry_points", lambda *, group: [item for item in points if item.group == group])
 
 
 def add_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: str, text: str) -> None:
@@ -68,9 +66,7 @@ def test_unknown_kind_is_refused() -> None:
 
 
 @pytest.mark.parametrize("value", ["my_data", "my_data:DATASET"])
-def test_other_packages_join_by_entry_points(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, value: str
-) -> None:
+def test_other_packages_join_by_entry_points(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, value: str) -> None:
     add_module(monkeypatch, tmp_path, "my_data", PLUGIN.format(name="mine"))
     entry_points(monkeypatch, ("mine", value))
     assert "mine" in registry.names("dataset")

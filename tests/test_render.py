@@ -7,10 +7,10 @@ import io
 import re
 
 import pytest
-from leaderboard_cases import FD, record, score, scored, speed, timing
+from ranking_cases import FD, record, score, scored, speed, timing
 
 from trilemma_bench import render
-from trilemma_bench.leaderboard import Cell, Column, rows
+from trilemma_bench.ranking import Cell, Column, rows
 from trilemma_bench.record import ResultRecord, Score
 
 RECORDS = [

@@ -30,7 +30,20 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    images, protocol = make_world(tmp_path)
+    yield from enter_world(tmp_path, monkeypatch, size=8)
+
+
+@pytest.fixture
+def world32(tmp_path, monkeypatch):
+    """Images of the size that the baselines make, and no metric whose cost grows with the cube of the pixels."""
+    yield from enter_world(tmp_path, monkeypatch, size=32)
+
+
+def enter_world(tmp_path, monkeypatch, size):
+    images, protocol = make_world(tmp_path, size=size)
+    if size == 32:
+        text = protocol.read_text()
+        protocol.write_text(re.sub(r'\[\[scores\]\]\nmetric = "frechet_distance"\nextractor = "identity"\n', "", text))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TRILEMMA_CACHE", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -60,26 +73,26 @@ def numbers(record):
     return {item.kind.name: item.score.model_dump() for item in record.scores}
 
 
-def test_one_command_measures_models_and_real_images_and_writes_a_leaderboard(world):
-    folder, images, protocol = world
-    done = cli(*run_arguments(images, protocol, "blobs:make,ddim:steps=3,untrained:ddgan,real:split=test"), cwd=folder,
+def test_one_command_measures_models_and_real_images_and_writes_a_leaderboard(world32):
+    folder, images, protocol = world32
+    done = cli(*run_arguments(images, protocol, "ddim:steps=3,untrained:ddgan,stylegan2,real:split=test"), cwd=folder,
                check=0)  # fmt: skip
     found = {record.model: record for record in records(folder / "results")}
-    assert set(found) == {"blobs", "ddim:steps=3", "untrained:ddgan", "real:split=test"}
-    assert found["ddim:steps=3"].speed.nfe == 3
-    assert found["untrained:ddgan"].speed.nfe == 4
-    assert found["blobs"].speed.nfe is None
+    assert set(found) == {"ddim:steps=3", "untrained:ddgan", "stylegan2", "real:split=test"}
+    assert {name: record.speed.nfe for name, record in found.items() if record.speed} == {
+        "ddim:steps=3": 3, "untrained:ddgan": 4, "stylegan2": 1,
+    }  # fmt: skip
     assert found["real:split=test"].speed is None
     for record in found.values():
         assert all(item.score.failure is None for item in record.scores)
     for name in ("leaderboard.md", "leaderboard.csv"):
-        assert "blobs" in (folder / "results" / name).read_text()
-    assert "blobs" in done.stdout
+        assert "untrained:ddgan" in (folder / "results" / name).read_text()
+    assert "stylegan2" in done.stdout
 
 
 def test_a_run_killed_at_random_moments_gives_the_same_scores(world):
     folder, images, protocol = world
-    arguments = [*run_arguments(images, protocol, "blobs:make,ddim:steps=5"), "--quiet"]
+    arguments = [*run_arguments(images, protocol, "blobs:make,blobs:Slow"), "--quiet"]
     cli(*arguments, "--out", "whole", cwd=folder, env={"TRILEMMA_CACHE": str(folder / "cache-whole")}, check=0)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "BLOBS_DELAY": "0.2",
                    "TRILEMMA_CACHE": str(folder / "cache-killed")}  # fmt: skip
@@ -155,7 +168,7 @@ def test_a_model_that_breaks_is_a_record_that_says_so_and_the_others_go_on(world
 
 def test_samples_that_are_not_uint8_are_refused_with_what_was_found(world):
     folder, images, protocol = world
-    with pytest.raises(ProtocolError, match=r"floats: .*uint8 \[10, 3, 32, 32\].*got float32"):
+    with pytest.raises(ProtocolError, match=r"floats: .*uint8 \[10, 3, 8, 8\].*got float32"):
         trilemma_bench.evaluate("blobs:Floats", str(images), str(protocol))
 
 
@@ -195,7 +208,7 @@ def test_bad_input_exits_with_2_and_says_what_was_found(world, arguments, messag
 def test_finished_images_are_scored_without_speed(world):
     folder, images, protocol = world
     rng = np.random.default_rng(1)
-    content = rng.integers(0, 255, (45, 32, 32, 3), np.uint8)
+    content = rng.integers(0, 255, (45, 8, 8, 3), np.uint8)
     np.savez(folder / "samples.npz", arr_0=content)
     cli("score", "samples.npz", "--dataset", images, "--protocol", protocol, cwd=folder, check=0)
     (record,) = records(folder / "results")
@@ -214,8 +227,8 @@ def test_json_prints_records_and_nothing_else(world):
     assert ResultRecord.model_validate(json.loads(done.stdout)[0]).model == "blobs"
 
 
-def test_the_readmes_example_plug_in_runs(world):
-    folder, images, protocol = world
+def test_the_readmes_example_plug_in_runs(world32):
+    folder, images, protocol = world32
     text = (ROOT / "README.md").read_text()
     block = re.search(r"<!-- example: begin -->\n```python\n(.*?)```", text, re.DOTALL)
     (folder / "mine.py").write_text(block.group(1))
@@ -249,8 +262,8 @@ def shipped_world(folder, images, protocol, *, change=0):
     return record, again
 
 
-def test_shipped_samples_are_used_after_a_handful_was_made_again(world):
-    record, again = shipped_world(*world)
+def test_shipped_samples_are_used_after_a_handful_was_made_again(world32):
+    record, again = shipped_world(*world32)
     store = again.provenance.store
     assert (store["shipped"], store["generated"]) == (50, 0)
     assert store["made_again"]["agrees"] is True
@@ -258,8 +271,8 @@ def test_shipped_samples_are_used_after_a_handful_was_made_again(world):
     assert numbers(record) == numbers(again)
 
 
-def test_altered_shipped_samples_are_set_aside_and_drawn_anew(world):
-    record, again = shipped_world(*world, change=5)
+def test_altered_shipped_samples_are_set_aside_and_drawn_anew(world32):
+    record, again = shipped_world(*world32, change=5)
     store = again.provenance.store
     assert (store["shipped"], store["generated"]) == (0, 50)
     assert store["made_again"]["agrees"] is False

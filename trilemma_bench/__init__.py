@@ -40,6 +40,6 @@ def evaluate(sampler: Any, dataset: str = "cifar10", protocol: str = "lite", **o
 
 def leaderboard(records: Sequence[ResultRecord]) -> pandas.DataFrame:
     """One row a record, sorted as the leaderboard is, with values, errors, intervals, keys and hardware."""
-    from trilemma_bench.leaderboard import to_dataframe
+    from trilemma_bench.ranking import to_dataframe
 
     return to_dataframe(records)

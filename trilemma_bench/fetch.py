@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import socket
 import urllib.request
@@ -42,7 +43,7 @@ def fetch(url: str, folder: Path, *, sha256: str | None = None, md5: str | None 
         if sha256 is not None and found != sha256:
             raise FetchError(f"its SHA-256 begins {found[:8]}..., expected {sha256[:8]}...")
         os.replace(partial, folder / name)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
         raise FetchError(f"{url} cannot be downloaded ({error})") from error
     finally:
         partial.unlink(missing_ok=True)

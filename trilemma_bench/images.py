@@ -96,9 +96,7 @@ def to_uint8(x: torch.Tensor, low: float = -1.0, high: float = 1.0) -> torch.Ten
         ProtocolError: x is not of floating point, or holds NaN or infinity.
     """
     if not x.is_floating_point():
-        raise ProtocolError(
-            f"to_uint8 takes floats in {low:g}..{high:g}; got {x.dtype}. uint8 needs no conversion."
-        )
+        raise ProtocolError(f"to_uint8 takes floats in {low:g}..{high:g}; got {x.dtype}. uint8 needs no conversion.")
     if x.element_size() < 4:
         x = x.float()
     bad = int((~x.isfinite()).sum())
@@ -182,9 +180,7 @@ class FileImages:
                 f"{', '.join(SUFFIXES)}."
             )
         if not self.files:
-            raise DataError(
-                f"{self.name}: no images found. Expected files that end in {', '.join(SUFFIXES)}."
-            )
+            raise DataError(f"{self.name}: no images found. Expected files that end in {', '.join(SUFFIXES)}.")
         self.lossy = any(name.lower().endswith(LOSSY_SUFFIXES) for name in self.files)
         self.shape = _shape(self._decode(0))
         self.labels = self._json_labels() if "dataset.json" in inside else self._folder_labels()
@@ -222,9 +218,7 @@ class FileImages:
             return None
         missing = next((file for file in self.files if file not in table), None)
         if missing is not None:
-            raise DataError(
-                f"{where} has no label for {missing}. Give every image one, or set labels to null."
-            )
+            raise DataError(f"{where} has no label for {missing}. Give every image one, or set labels to null.")
         return _checked_labels([table[file] for file in self.files], len(self.files), where)
 
     def _folder_labels(self) -> Labels | None:
@@ -264,9 +258,7 @@ def open_images(path: str | Path, layout: str | None = None, *, subfolder: str |
         raise DataError(f"no layout named {layout!r}. There are NCHW, NHWC, NHW.")
     if path.is_dir() or (path.is_file() and path.suffix.lower() == ".zip"):
         if layout is not None:
-            raise DataError(
-                f"{path}: a layout is for .npz and .npy; image files have their own. Leave it out."
-            )
+            raise DataError(f"{path}: a layout is for .npz and .npy; image files have their own. Leave it out.")
         return FileImages(path, subfolder)
     if not path.is_file():
         raise DataError(f"{path}: no such file or folder.")
@@ -274,9 +266,7 @@ def open_images(path: str | Path, layout: str | None = None, *, subfolder: str |
         return _open_npz(path, layout)
     if path.suffix.lower() == ".npy":
         return _from_array(_map_npy(path), str(path), layout, None)
-    raise DataError(
-        f"{path}: expected a folder, .zip, .npz or .npy of images; got {path.suffix or 'no suffix'}."
-    )
+    raise DataError(f"{path}: expected a folder, .zip, .npz or .npy of images; got {path.suffix or 'no suffix'}.")
 
 
 def top_folders(path: str | Path) -> set[str]:
@@ -419,9 +409,7 @@ def write_npz(images: ImageSet | UInt8Images, path: str | Path, labels: Array | 
     images = _as_images(images, labels)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays: dict[str, Array] = {
-        "arr_0": np.concatenate([block.transpose(0, 2, 3, 1) for block in blocks(images)])
-    }
+    arrays: dict[str, Array] = {"arr_0": np.concatenate([block.transpose(0, 2, 3, 1) for block in blocks(images)])}
     if images.labels is not None:
         arrays["arr_1"] = images.labels
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
@@ -481,9 +469,7 @@ class _Header:
         version = np.lib.format.read_magic(file)
         if version not in ((1, 0), (2, 0)):
             raise DataError(f"{where}: npy version {version}; versions 1.0 and 2.0 are read.")
-        read = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         self.shape, self.fortran, self.dtype = read(file)
         self.length = file.tell() - start
         if self.dtype.hasobject:
@@ -539,9 +525,7 @@ def _map_npy(path: Path) -> Array:
             header = _Header(file, str(path))
         found = path.stat().st_size - header.length
         if found < header.num_bytes:
-            raise DataError(
-                f"{path}: needs {header.num_bytes} bytes of data; it has {found}. Is it complete?"
-            )
+            raise DataError(f"{path}: needs {header.num_bytes} bytes of data; it has {found}. Is it complete?")
         order: Literal["F", "C"] = "F" if header.fortran else "C"
         if not header.num_bytes:
             return np.empty(header.shape, header.dtype)
@@ -572,8 +556,7 @@ def _guess_layout(shape: tuple[int, ...], name: str) -> Layout:
     if first == last:
         found = "may be NCHW or NHWC" if first else "is no clear stack of images"
         raise DataError(
-            f"{name}: shape {list(shape)} {found}. "
-            "State the layout (NCHW, NHWC, or NHW for grey); channels are 1 or 3."
+            f"{name}: shape {list(shape)} {found}. State the layout (NCHW, NHWC, or NHW for grey); channels are 1 or 3."
         )
     return "NCHW" if first else "NHWC"
 
@@ -605,9 +588,7 @@ class _FolderSource:
                     continue
                 # A linked folder is not walked into, so its images would be missing without a word.
                 if item in folders or not place.resolve().is_relative_to(root):
-                    raise DataError(
-                        f"{place}: a link to {os.readlink(place)}. Give the folder that it points to."
-                    )
+                    raise DataError(f"{place}: a link to {os.readlink(place)}. Give the folder that it points to.")
             self.names += [Path(folder, file).relative_to(path).as_posix() for file in files]
 
     def read(self, name: str, limit: int) -> bytes:
@@ -659,9 +640,7 @@ class _ZipSource:
             try:
                 self._archive = zipfile.ZipFile(self._path)
             except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
-                raise DataError(
-                    f"{self._path}: not a readable zip: {error}. Is the file complete?"
-                ) from error
+                raise DataError(f"{self._path}: not a readable zip: {error}. Is the file complete?") from error
             self._process = os.getpid()
         return self._archive
 
@@ -698,8 +677,7 @@ def _checked_labels(labels: Sequence[int] | Array, count: int, where: str) -> La
         raise DataError(f"{where}: labels are not one integer an image: {error}.") from error
     if array.shape != (count,) or array.dtype.kind not in "iu":
         raise DataError(
-            f"{where}: labels are {array.dtype} {list(array.shape)}; "
-            f"expected one integer for each of {count} images."
+            f"{where}: labels are {array.dtype} {list(array.shape)}; expected one integer for each of {count} images."
         )
     return array.astype(np.int64)
 

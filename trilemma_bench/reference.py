@@ -21,6 +21,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib import metadata, resources
 from pathlib import Path
@@ -29,7 +30,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trilemma_bench import registry
+from trilemma_bench import __version__, registry
 from trilemma_bench.errors import ProtocolError, StoreError
 from trilemma_bench.images import image_digests, sum_digests
 from trilemma_bench.kinds import Array, Extractor, ImageSet, Moments, Reference
@@ -106,9 +107,7 @@ def make_reference(
             for index, (images, rows) in enumerate(zip(sets, digests, strict=True))
         ]
         about = describe(sets, digests, extractor, spec)
-        return reference_from_features(
-            found[0], found[1] if held_out is not None else None, spec=spec, about=about
-        )
+        return reference_from_features(found[0], found[1] if held_out is not None else None, spec=spec, about=about)
 
 
 def reference_from_features(
@@ -131,8 +130,7 @@ def reference_from_features(
         _check_features(held_out, "the held-out split", minimum=1)
         if held_out.shape[1] != train.shape[1]:
             raise ProtocolError(
-                f"features of the splits have {train.shape[1]} and {held_out.shape[1]} columns. "
-                "Use one extractor."
+                f"features of the splits have {train.shape[1]} and {held_out.shape[1]} columns. Use one extractor."
             )
     moments = moments_of(train)
     components = principal_axes(moments.cov, min(spec.sketch_dim, len(train) - 1, train.shape[1]))
@@ -155,7 +153,7 @@ def reference_from_features(
 def describe(
     sets: Sequence[ImageSet], digests: Sequence[Sequence[bytes]], extractor: Extractor, spec: ReferenceSpec
 ) -> dict[str, Any]:
-    """What a reference is made from: data with fingerprints, extractor, counts, package version, command.
+    """What a reference is made from: data with fingerprints, extractor, counts, versions, command.
 
     Args:
         sets: The reference split, and the held-out one where there is one.
@@ -179,7 +177,7 @@ def describe(
         "verified": extractor.verified,
         "is_inception": known and registry.get("extractor", extractor.name).is_inception,
         "spec": spec.model_dump(mode="json"),
-        "package_version": _version(),
+        "versions": _versions(),
         "command": command,
     }
 
@@ -287,13 +285,12 @@ def load_reference(path: str | Path) -> Reference:
     path = Path(path)
     again = "Delete it and make it again with `trilemma-bench reference make`."
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # numpy leaves a broken file open that it opened itself.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         about = json.loads(arrays["about"].tobytes())
         identity = arrays["identity"].tobytes().decode("ascii")
-        moments = Moments(
-            n=int(arrays["n"]), mean=arrays["mean"], cov=_unpacked(arrays["cov"], len(arrays["mean"]))
-        )
+        moments = Moments(n=int(arrays["n"]), mean=arrays["mean"], cov=_unpacked(arrays["cov"], len(arrays["mean"])))
         reference = Reference(
             moments=moments,
             features=_wide(arrays["features"]),
@@ -307,9 +304,7 @@ def load_reference(path: str | Path) -> Reference:
         )
         found = identity_of(reference)
     except FileNotFoundError as error:
-        raise StoreError(
-            f"{path}: no such reference. Make it with `trilemma-bench reference make`."
-        ) from error
+        raise StoreError(f"{path}: no such reference. Make it with `trilemma-bench reference make`.") from error
     except (
         OSError,
         ValueError,
@@ -322,9 +317,7 @@ def load_reference(path: str | Path) -> Reference:
     ) as error:
         raise StoreError(f"{path}: not a readable reference: {error}. {again}") from error
     if found != identity:
-        raise StoreError(
-            f"{path}: its content has SHA-256 {found[:12]}..., but it says {identity[:12]}.... {again}"
-        )
+        raise StoreError(f"{path}: its content has SHA-256 {found[:12]}..., but it says {identity[:12]}.... {again}")
     return reference
 
 
@@ -426,8 +419,9 @@ def _dataset(images: ImageSet) -> str:
     return name if name in registry.names("dataset") else images.name
 
 
-def _version() -> str:
-    try:
-        return metadata.version("trilemma-bench")
-    except metadata.PackageNotFoundError:
-        return "unknown"
+def _versions() -> dict[str, str]:
+    found = {"trilemma-bench": __version__}
+    for package in ("torch", "numpy"):
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found

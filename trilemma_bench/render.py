@@ -12,7 +12,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from trilemma_bench.leaderboard import AXES, Cell, Column, Leaderboard, Row, Table, flat
+from trilemma_bench.ranking import AXES, Cell, Column, Leaderboard, Row, Table, flat
 
 if TYPE_CHECKING:
     import rich.table

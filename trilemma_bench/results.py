@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trilemma_bench.errors import StoreError
-from trilemma_bench.leaderboard import rows
+from trilemma_bench.ranking import rows
 from trilemma_bench.record import ResultRecord
 from trilemma_bench.render import to_csv, to_markdown, to_terminal
 from trilemma_bench.store import write_atomic

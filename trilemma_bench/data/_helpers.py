@@ -69,9 +69,7 @@ def check_split(dataset: str, split: str, splits: Collection[str]) -> None:
 # --- what -------------------------------------------------------------------------------------------------
 
 
-def checked(
-    images: ImageSet, *, name: str, shape: tuple[int, int, int], count: int, expected: str
-) -> ArrayImages:
+def checked(images: ImageSet, *, name: str, shape: tuple[int, int, int], count: int, expected: str) -> ArrayImages:
     """Read all images into memory and hold them to the published shape, count and fingerprint.
 
     Raises:
@@ -79,8 +77,7 @@ def checked(
     """
     if images.shape != shape or len(images) != count:
         raise DataError(
-            f"{images.name}: {len(images)} images of shape {list(images.shape)}; {name} has {count} of "
-            f"{list(shape)}."
+            f"{images.name}: {len(images)} images of shape {list(images.shape)}; {name} has {count} of {list(shape)}."
         )
     array = np.concatenate(list(blocks(images)))
     result = ArrayImages(array, name, images.labels)
@@ -258,11 +255,7 @@ def _plain(value: Any, where: str) -> Any:
         return value
     shape, dtype, fortran, raw = value.state
     code = dtype.code if isinstance(dtype, _PickledType) else None
-    if (
-        code not in ("u1", "|u1", "uint8")
-        or not isinstance(raw, (bytes, bytearray))
-        or not isinstance(shape, tuple)
-    ):
+    if code not in ("u1", "|u1", "uint8") or not isinstance(raw, (bytes, bytearray)) or not isinstance(shape, tuple):
         raise DataError(f"{where}: an array of {code}; expected uint8.")
     array: Array = np.frombuffer(raw, np.uint8)
     return array.reshape(shape, order="F" if fortran else "C")

@@ -29,9 +29,7 @@ def open_split(split: str, root: Path | None = None) -> ImageSet:
     """
     _helpers.check_split(NAME, split, SPLITS)
     if root is None:
-        raise DataError(
-            f"{NAME} needs to know where the images are. Give the folder or file as --dataset PATH."
-        )
+        raise DataError(f"{NAME} needs to know where the images are. Give the folder or file as --dataset PATH.")
     root = Path(root).expanduser()
     has_splits = set(SPLITS) <= top_folders(root)
     if split == "test" and not has_splits:

@@ -58,9 +58,7 @@ def open_split(split: str, root: Path | None = None) -> ImageSet:
     pixels = read_idx(images_path)
     labels = read_idx(labels_path)
     if pixels.ndim != 3 or labels.shape != (len(pixels),):
-        raise DataError(
-            f"{images_path}: shapes {list(pixels.shape)} and {list(labels.shape)} do not belong together."
-        )
+        raise DataError(f"{images_path}: shapes {list(pixels.shape)} and {list(labels.shape)} do not belong together.")
     images = ArrayImages(pixels[:, None], str(images_path), labels.astype(np.int64))
     return _helpers.checked(
         images, name=f"{NAME}:{split}", shape=SHAPE, count=COUNTS[split], expected=FINGERPRINTS[split]

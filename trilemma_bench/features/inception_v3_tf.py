@@ -53,9 +53,7 @@ def available(weights: Path | None = None) -> str | None:
     if _find(weights) is not None:
         return None
     where = f"{weights} is not there" if weights is not None else "its weights are not at hand"
-    return (
-        f"{NAME} (FID, IS): {where}; download {URL} and name it with --inception-weights or TRILEMMA_WEIGHTS."
-    )
+    return f"{NAME} (FID, IS): {where}; download {URL} and name it with --inception-weights or TRILEMMA_WEIGHTS."
 
 
 def build(*, device: str = "cpu", weights: Path | None = None, allow_unverified: bool = False) -> Extractor:
@@ -110,9 +108,7 @@ def _network(state: dict[str, Tensor], path: Path) -> Any:
     torch.save(state, buffer)
     buffer.seek(0)
     try:
-        return FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048"], feature_extractor_weights_path=buffer
-        )
+        return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=buffer)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise WeightsError(f"{path}: the weights of another network: {reason}") from error
@@ -133,6 +129,4 @@ def _hub() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-EXTRACTOR = ExtractorKind(
-    name=NAME, layers=("features", "logits"), build=build, available=available, is_inception=True
-)
+EXTRACTOR = ExtractorKind(name=NAME, layers=("features", "logits"), build=build, available=available, is_inception=True)

@@ -20,7 +20,7 @@ too small, by a third.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import scipy.linalg
@@ -118,8 +118,9 @@ def compute(*, real: Reference, generated: Mapping[str, Array], rng: np.random.G
     """
     features = _checked(real.moments, generated["features"])
     real_factor = _factor(real.moments.cov)
-    value = _distance(real.moments, real_factor, *_mean_and_factor(features))
-    stderr = stats.mean_stderr(_influences(real.moments.mean, real_factor, features))
+    mean, factor = _mean_and_factor(features)
+    value = _distance(real.moments, real_factor, mean, factor)
+    stderr = stats.mean_stderr(_influences(real.moments.mean, real_factor, mean, factor, features))
     (kind,) = _kinds(*_helpers.extractor_of(real))
     score = Score(
         value=value,
@@ -178,41 +179,33 @@ def _distance(real: Moments, real_factor: Float64, mean: Float64, factor: Float6
     return max(0.0, shift + float(np.square(real_factor).sum() + np.square(factor).sum()) - 2 * overlap)
 
 
-def _influences(real_mean: Float64, real_factor: Float64, features: Array) -> Float64:
+def _influences(real_mean: Float64, real_factor: Float64, mean: Float64, factor: Float64, features: Array) -> Float64:
     """Influence of each sample on the distance but for a constant, float64 [N].
 
-    The derivative of the distance by the weight of sample i, x = features[i] - mean, is
-    2 x.(mean - real_mean) + |x|^2 - x^T M x (n / (n - 1) left out of the last two), with
-    M = L1 (L1^T S2 L1)^(-1/2) L1^T the optimal map between the Gaussians. Where n < D, x^T M x is n - 1 times the
-    diagonal of K^(1/2), K = B B^T / (n - 1), B = X L1: a matrix of n rows.
+    The derivative of the distance by the weight of sample i is 2 x.(mean - real_mean) + n / (n - 1) (|x|^2 - x^T M x),
+    x = features[i] - mean, where M = L1 (L1^T S2 L1)^(-1/2) L1^T is the optimal map of the Gaussians. Where n <= D,
+    x^T M x is n - 1 times the diagonal of (L2^T S1 L2)^(1/2), a matrix of n rows.
     """
     count, dim = features.shape
-    mean = features.mean(axis=0, dtype=np.float64)
+    overlap = real_factor.T @ factor
     if count <= dim:
-        centred = features - mean
-        projected = centred @ real_factor
-        values, vectors = np.linalg.eigh(projected @ projected.T / (count - 1))
+        values, vectors = np.linalg.eigh(overlap.T @ overlap)
         mapped = (count - 1) * (np.square(vectors) @ np.sqrt(np.maximum(values, 0)))
-        return _combine(centred, mapped, mean - real_mean, count)
-    transport = _transport(real_factor, moments(features).cov)
-    parts = []
-    for start in range(0, count, _helpers.TILE):
-        centred = features[start : start + _helpers.TILE] - mean
-        mapped = np.einsum("nd,nd->n", centred @ transport, centred)
-        parts.append(_combine(centred, mapped, mean - real_mean, count))
-    return np.concatenate(parts)
+    else:
+        values, vectors = np.linalg.eigh(overlap @ overlap.T)
+        kept = values > values.max(initial=0) * len(values) * np.finfo(np.float64).eps
+        half = real_factor @ (vectors[:, kept] / np.sqrt(np.sqrt(values[kept])))
+        mapped = np.concatenate([np.square(tile @ half).sum(axis=1) for tile in _centred_tiles(features, mean)])
+    plain = [
+        np.stack([tile @ (mean - real_mean), np.square(tile).sum(axis=1)]) for tile in _centred_tiles(features, mean)
+    ]
+    along, squares = np.concatenate(plain, axis=1)
+    return 2 * along + (squares - mapped) * (count / (count - 1))
 
 
-def _combine(centred: Float64, mapped: Float64, shift: Float64, count: int) -> Float64:
-    squares = np.einsum("nd,nd->n", centred, centred)
-    return 2 * centred @ shift + (squares - mapped) * (count / (count - 1))
-
-
-def _transport(real_factor: Float64, cov: Float64) -> Float64:
-    values, vectors = np.linalg.eigh(real_factor.T @ cov @ real_factor)
-    kept = values > values.max(initial=0) * len(values) * np.finfo(np.float64).eps
-    half = real_factor @ vectors[:, kept] / np.sqrt(np.sqrt(values[kept]))
-    return half @ half.T
+def _centred_tiles(features: Array, mean: Float64) -> Iterator[Float64]:
+    for start in range(0, len(features), _helpers.TILE):
+        yield features[start : start + _helpers.TILE] - mean
 
 
 METRIC = Metric(

@@ -10,8 +10,8 @@ distance ratios for diffusion models (Yoon et al. 2023), with held-out data in p
 against other ones on EfficientNet-Lite0 features, 64 components, 0.1 % fall under it at 5,000 against 2,500, and 0.3 %
 at 5,000 against 1,000 (median ratios 0.96 and 0.92), near-duplicates in the data among them; copies all do, and 99.9 %
 still with Gaussian noise of 0.3 standard deviations on each feature. In few dimensions or with a far smaller
-held-out split the bias grows: compare with fresh real images then. Held-out images themselves read 0, each being its own
-nearest.
+held-out split the bias grows: compare with fresh real images then. Held-out images themselves read 0, each being its
+own nearest.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from leaderboard_cases import FD, PRECISION, RECALL, record, score, scored, speed, timing
+from ranking_cases import FD, PRECISION, RECALL, record, score, scored, speed, timing
 
-from trilemma_bench.leaderboard import Cell, Leaderboard, Table, flat, rows, to_dataframe
+from trilemma_bench.ranking import Cell, Leaderboard, Table, flat, rows, to_dataframe
 from trilemma_bench.record import ResultRecord, Score, ScoreKind
 
 

@@ -1,0 +1,135 @@
+"""A tiny configuration of every sampler, and samplers built from it with weights of the first size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from trilemma_bench import registry
+from trilemma_bench.kinds import SamplerKind, Weights
+from trilemma_bench.samplers._helpers import ImageSampler, Noise, make_weights, untrained
+
+TINY_UNET: dict[str, Any] = {
+    "sample_size": 8,
+    "in_channels": 3,
+    "out_channels": 3,
+    "block_out_channels": [8, 12],
+    "layers_per_block": 1,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+    "attention_head_dim": 4,
+    "norm_num_groups": 4,
+}
+TINY_NCSNPP: dict[str, Any] = {
+    "image_size": 8,
+    "num_channels": 12,
+    "num_channels_dae": 8,
+    "ch_mult": [1, 2],
+    "num_res_blocks": 1,
+    "attn_resolutions": [4],
+    "n_mlp": 1,
+    "nz": 5,
+    "z_emb_dim": 6,
+}
+TINY_STYLEGAN2: dict[str, Any] = {
+    "z_dim": 8,
+    "w_dim": 12,
+    "c_dim": 3,
+    "img_resolution": 16,
+    "img_channels": 3,
+    "mapping_layers": 2,
+    "channel_base": 128,
+    "channel_max": 8,
+}
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """What the tests of every sampler need: a configuration that samples in milliseconds, and options."""
+
+    config: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)
+    image_shape: tuple[int, int, int] = (3, 16, 16)
+
+
+TINY: dict[str, Tiny] = {
+    "ddgan": Tiny({"generator": TINY_NCSNPP, "pixel_block": 2, "num_timesteps": 4}),
+    "ddim": Tiny({"unet": TINY_UNET}, {"steps": 6, "eta": 0.5}, (3, 8, 8)),
+    "ddpm": Tiny(
+        {"unet": {**TINY_UNET, "in_channels": 12, "out_channels": 12, "pixel_block": 2}}, {"steps": 6}
+    ),
+    "stylegan2": Tiny({"generator": TINY_STYLEGAN2}),
+}
+
+
+def tiny(name: str) -> Tiny:
+    """The tiny configuration of a sampler; fails the calling test where there is none."""
+    if name not in TINY:
+        pytest.fail(
+            f"the sampler {name!r} has no tiny configuration. Add one to TINY in tests/sampler_cases.py: its "
+            "weights' configuration, so small that an image takes milliseconds, and the options that keep it short."
+        )
+    return TINY[name]
+
+
+def lively(weights: Weights) -> Weights:
+    """Weights for an untrained network: some layers begin at zero, so every parameter gets a size of its own."""
+    net = next(iter(build_from(weights).networks.values()))
+    net = getattr(net, "net", net)
+    net = getattr(net, "unet", net)
+    rng = torch.Generator().manual_seed(1)
+    tensors = {}
+    for key, value in net.state_dict().items():
+        fan_in = max(value[0].numel(), 1) if value.ndim > 1 else 4
+        jitter = torch.randn(value.shape, generator=rng) / fan_in**0.5
+        tensors[key] = value if "filter" in key else value + jitter
+    return make_weights(tensors, weights.config, "tiny")
+
+
+def build_from(weights: Weights, name: str | None = None, **settings: Any) -> ImageSampler:
+    """The sampler `name`, or the first one whose tiny configuration is that of `weights`."""
+    name = name or next(key for key, case in TINY.items() if case.config == dict(weights.config))
+    kind: SamplerKind = registry.get("sampler", name)
+    options = kind.options(**settings.pop("options", tiny(name).options))
+    sampler: ImageSampler = kind.build(options, weights, **settings)  # type: ignore[assignment]
+    return sampler
+
+
+_WEIGHTS: dict[str, Weights] = {}
+
+
+def tiny_sampler(name: str, **settings: Any) -> ImageSampler:
+    """A sampler of a tiny network; `options` replace those of the table, the rest goes to `build`."""
+    config = tiny(name).config
+    if name not in _WEIGHTS:
+        _WEIGHTS[name] = lively(untrained(config))
+    return build_from(_WEIGHTS[name], name, **{"micro_batch": 4, **settings})
+
+
+class GivenNoise(Noise):
+    """Hands out given tensors instead of random numbers, stream by stream, in order."""
+
+    def __init__(self, **streams: list[Tensor] | Tensor) -> None:
+        self._left = {name: list(tensors) for name, tensors in streams.items()}
+
+    def normal(self, *shape: int, stream: int) -> Tensor:
+        found = self._next(stream)
+        assert tuple(found.shape[1:]) == shape
+        return found
+
+    def integers(self, high: int, *, stream: int) -> Tensor:
+        found = self._next(stream)
+        assert int(found.max()) < high
+        return found
+
+    def _next(self, stream: int) -> Tensor:
+        return self._left[("x_t", "step", "latent", "label")[stream]].pop(0)
+
+    @property
+    def used_up(self) -> bool:
+        """Whether every tensor was asked for."""
+        return not any(self._left.values())

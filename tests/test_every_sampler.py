@@ -1,0 +1,207 @@
+"""What every sampler of the registry must keep, on tiny networks; a new one joins by a line in sampler_cases.
+
+Measured tolerances: see `tests/measure_tolerance.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sampler_cases import TINY, tiny, tiny_sampler
+from torch import Tensor
+
+from trilemma_bench import registry
+from trilemma_bench.errors import UsageError
+from trilemma_bench.kinds import Sampler, SamplerKind
+from trilemma_bench.samplers._helpers import Noise, untrained
+from trilemma_bench.speed import EvaluationCounter
+from trilemma_bench.store import image_seeds
+
+NAMES = registry.names("sampler")
+SEEDS = torch.from_numpy(image_seeds(3, 0, 7))
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def distance(a: Tensor, b: Tensor) -> tuple[int, float]:
+    """Largest difference in grey levels, and the fraction of values that differ."""
+    levels = np.abs(a.numpy().astype(np.int16) - b.numpy().astype(np.int16))
+    return int(levels.max()), float((levels > 0).mean())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_sampler_has_a_tiny_configuration(name: str) -> None:
+    tiny(name)
+
+
+def test_no_tiny_configuration_is_left_over() -> None:
+    assert sorted(TINY) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sampler_is_one_and_its_kind_says_what_it_is(name: str) -> None:
+    kind: SamplerKind = registry.get("sampler", name)
+    sampler = tiny_sampler(name)
+    assert isinstance(sampler, Sampler)
+    assert sampler.name == kind.name == name
+    assert kind.source
+    assert kind.family
+    assert kind.tolerance[0] >= 1
+    assert 0 < kind.tolerance[1] < 0.05
+    with pytest.raises(ValueError, match="no_such_option"):
+        kind.options(no_such_option=1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_images_are_uint8_of_the_stated_shape_and_not_flat(name: str) -> None:
+    sampler = tiny_sampler(name)
+    images = sampler.sample(SEEDS)
+    assert sampler.image_shape == tiny(name).image_shape
+    assert images.dtype == torch.uint8
+    assert images.shape == (7, *sampler.image_shape)
+    assert images.float().std() > 5
+    assert images.is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_image_does_not_depend_on_order_or_sharding(name: str, dtype: str, threads: int) -> None:
+    sampler = tiny_sampler(name, dtype=dtype, micro_batch=5)
+    images = sampler.sample(SEEDS)
+    assert torch.equal(sampler.sample(SEEDS), images)
+    assert torch.equal(sampler.sample(SEEDS.flip(0)).flip(0), images)
+    shards = [sampler.sample(SEEDS[:3]), sampler.sample(SEEDS[3:])]
+    assert torch.equal(torch.cat(shards), images)
+    assert torch.equal(torch.cat([sampler.sample(seed[None]) for seed in SEEDS]), images)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_place_in_the_batch_changes_no_bit(name: str, threads: int) -> None:
+    """Before rounding to grey levels, which hides most of what a place could change."""
+    sampler = tiny_sampler(name)
+    with torch.inference_mode():
+        floats = sampler.draw(Noise(SEEDS, sampler.device), 7)
+        moved = sampler.draw(Noise(SEEDS.roll(1), sampler.device), 7)
+    assert torch.equal(floats.roll(1, 0), moved)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_another_micro_batch_stays_within_the_tolerance(name: str) -> None:
+    images = [tiny_sampler(name, micro_batch=size).sample(SEEDS) for size in (1, 2, 7, 16)]
+    for other in images[1:]:
+        largest, fraction = distance(images[0], other)
+        allowed = registry.get("sampler", name).tolerance
+        assert largest <= allowed[0]
+        assert fraction <= allowed[1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equal_weights_and_seeds_make_equal_images_and_identity_tells_weights_apart(name: str) -> None:
+    sampler, again = tiny_sampler(name), tiny_sampler(name)
+    assert torch.equal(sampler.sample(SEEDS[:2]), again.sample(SEEDS[:2]))
+    assert sampler.identity == again.identity
+    kind: SamplerKind = registry.get("sampler", name)
+    others = [
+        kind.build(kind.options(**tiny(name).options), untrained(tiny(name).config, seed), micro_batch=2)
+        for seed in (0, 1)
+    ]
+    identities = {each.identity for each in (sampler, *others)}  # type: ignore[attr-defined]
+    assert len(identities) == 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_untrained_weights_come_from_their_seed(name: str) -> None:
+    kind: SamplerKind = registry.get("sampler", name)
+    options = kind.options(**tiny(name).options)
+    drawn = [
+        kind.build(options, untrained(tiny(name).config, seed), micro_batch=2).networks["G" if _is_gan(name) else "eps"]  # type: ignore[attr-defined]
+        for seed in (0, 0, 1)
+    ]
+    flat = [torch.cat([p.flatten() for p in net.parameters()]) for net in drawn]
+    assert torch.equal(flat[0], flat[1])
+    assert not torch.equal(flat[0], flat[2])
+
+
+def _is_gan(name: str) -> bool:
+    return name in ("ddgan", "stylegan2")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_different_seeds_make_different_images(name: str) -> None:
+    """Neighbours, the same place of another run, and the largest seed that a run can have."""
+    far = torch.from_numpy(np.concatenate([image_seeds(4, 0, 2), image_seeds(2**20 - 1, 2**31, 2**31 + 1)]))
+    images = tiny_sampler(name).sample(torch.cat([SEEDS, far]))
+    assert len({image.numpy().tobytes() for image in images}) == len(images)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sampling_and_building_leave_the_global_generators_alone(name: str) -> None:
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    kind: SamplerKind = registry.get("sampler", name)
+    kind.build(kind.options(**tiny(name).options), untrained(tiny(name).config), micro_batch=2)
+    tiny_sampler(name).sample(SEEDS[:3])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_global_generator_does_not_move_an_image(name: str) -> None:
+    sampler = tiny_sampler(name)
+    images = sampler.sample(SEEDS[:2])
+    with torch.random.fork_rng():
+        torch.manual_seed(99)
+        assert torch.equal(sampler.sample(SEEDS[:2]), images)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_counted_evaluations_are_those_of_the_formula(name: str) -> None:
+    sampler = tiny_sampler(name)
+    with EvaluationCounter(sampler.networks) as counter:
+        sampler.sample(SEEDS[:4])
+    assert counter.images / 4 == sampler.expected_nfe
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16_is_near_and_not_the_same(name: str) -> None:
+    images = tiny_sampler(name).sample(SEEDS).float()
+    rough = tiny_sampler(name, dtype="bfloat16").sample(SEEDS)
+    assert rough.dtype == torch.uint8
+    assert 0 < (rough.float() - images).abs().mean() < 20
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_seeds_make_no_images(name: str) -> None:
+    sampler = tiny_sampler(name)
+    images = sampler.sample(torch.empty(0, dtype=torch.int64))
+    assert images.dtype == torch.uint8
+    assert images.shape == (0, *sampler.image_shape)
+
+
+@pytest.mark.parametrize("seeds", [torch.arange(3.0), torch.arange(3, dtype=torch.int32), torch.zeros(1, 2).long()])
+@pytest.mark.parametrize("name", NAMES)
+def test_seeds_of_another_type_or_shape_are_refused(name: str, seeds: Any) -> None:
+    with pytest.raises(UsageError, match=r"seeds must be int64 \[N\]; got"):
+        tiny_sampler(name).sample(seeds)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_unknown_dtype_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="no dtype named 'float8'"):
+        tiny_sampler(name, dtype="float8")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sampled_networks_are_in_evaluation_mode_without_gradients(name: str) -> None:
+    for network in tiny_sampler(name).networks.values():
+        assert not any(module.training for module in network.modules())
+        assert not any(parameter.requires_grad for parameter in network.parameters())
