@@ -118,7 +118,7 @@ class ImageSampler(ABC):
         parts = []
         with context:
             for batch in padded.split(size):
-                parts.append(to_uint8(self.draw(Noise(batch, self.device), size).float()).cpu())
+                parts.append(to_uint8(self.draw(Noise(batch, self.device), size).float()).cpu().contiguous())
         return torch.cat(parts)[: len(seeds)] if parts else torch.empty(0, *self.image_shape, dtype=torch.uint8)
 
 
