@@ -46,9 +46,7 @@ def oracle_path(name: str) -> Path:
     """Path of an oracle file such as 'ddgan/schedules.json'; skips the calling test where it is absent."""
     folder = oracle_dir()
     if folder is None:
-        pytest.skip(
-            "no oracles: neither TRILEMMA_ORACLES, tests/oracles nor ../shared/oracles is a folder of them"
-        )
+        pytest.skip("no oracles: neither TRILEMMA_ORACLES, tests/oracles nor ../shared/oracles is a folder of them")
     if not (folder / name).is_file():
         pytest.skip(f"no oracle {name} in {folder}")
     return folder / name
@@ -57,9 +55,7 @@ def oracle_path(name: str) -> Path:
 def oracle_names(pattern: str) -> list[str]:
     """Names of the oracle files that match a glob such as 'ddgan/generator_*.npz', for parametrisation."""
     folder = oracle_dir()
-    return (
-        [] if folder is None else sorted(path.relative_to(folder).as_posix() for path in folder.glob(pattern))
-    )
+    return [] if folder is None else sorted(path.relative_to(folder).as_posix() for path in folder.glob(pattern))
 
 
 def load_oracle(name: str) -> OracleCase:

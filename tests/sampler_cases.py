@@ -59,9 +59,7 @@ class Tiny:
 TINY: dict[str, Tiny] = {
     "ddgan": Tiny({"generator": TINY_NCSNPP, "pixel_block": 2, "num_timesteps": 4}),
     "ddim": Tiny({"unet": TINY_UNET}, {"steps": 6, "eta": 0.5}, (3, 8, 8)),
-    "ddpm": Tiny(
-        {"unet": {**TINY_UNET, "in_channels": 12, "out_channels": 12, "pixel_block": 2}}, {"steps": 6}
-    ),
+    "ddpm": Tiny({"unet": {**TINY_UNET, "in_channels": 12, "out_channels": 12, "pixel_block": 2}}, {"steps": 6}),
     "stylegan2": Tiny({"generator": TINY_STYLEGAN2}),
 }
 

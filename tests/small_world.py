@@ -97,7 +97,8 @@ class Unsteady(Blobs):
 
     def sample(self, seeds):
         Unsteady.calls += 1
-        return torch.randint(0, 255, (len(seeds), 3, 8, 8), generator=torch.Generator().manual_seed(time.time_ns())).byte()
+        rng = torch.Generator().manual_seed(time.time_ns())
+        return torch.randint(0, 255, (len(seeds), 3, 8, 8), generator=rng).byte()
 '''  # fmt: skip
 
 

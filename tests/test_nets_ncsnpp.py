@@ -259,10 +259,7 @@ def upfirdn(x: np.ndarray, taps: Any, up: int, down: int, before: int, after: in
     length = len(kernel)
     full = len(grid) - length + 1
     out = np.array(
-        [
-            [(grid[i : i + length, j : j + length] * kernel[::-1, ::-1]).sum() for j in range(full)]
-            for i in range(full)
-        ]
+        [[(grid[i : i + length, j : j + length] * kernel[::-1, ::-1]).sum() for j in range(full)] for i in range(full)]
     )
     return out[::down, ::down]
 
@@ -445,9 +442,7 @@ def test_fresh_weights_have_the_authors_variances() -> None:
     assert deviation(g["all_modules.0.weight"]) == pytest.approx(1 / math.sqrt(160), rel=0.02)
     assert deviation(g["all_modules.8.NIN_0.W"]) == pytest.approx(math.sqrt(0.1 / 128), rel=0.02)
     assert deviation(g["z_transform.1.weight"]) == pytest.approx(1 / math.sqrt(128), rel=0.02)
-    assert deviation(g["all_modules.3.GroupNorm_0.style.weight"]) == pytest.approx(
-        1 / math.sqrt(128), rel=0.02
-    )
+    assert deviation(g["all_modules.3.GroupNorm_0.style.weight"]) == pytest.approx(1 / math.sqrt(128), rel=0.02)
     for key in ("all_modules.3.Conv_1.weight", "all_modules.8.NIN_3.W", "all_modules.39.weight"):
         assert 0 < deviation(g[key]) < 1e-5
     style = g["all_modules.3.GroupNorm_0.style.bias"]

@@ -73,8 +73,10 @@ def test_best_is_bold_and_real_rows_are_italic_and_never_bold() -> None:
 
 
 def test_failures_say_why_and_unknown_counts_say_so() -> None:
-    row = cells(markdown(RECORDS), "mine")
-    assert row[1] == "failed: 2 rows hold NaN"
+    text = markdown(RECORDS)
+    row = cells(text, "mine")
+    assert row[1] == "failed"
+    assert "- Failed (mine, FD (toy)): 2 rows hold NaN" in text
     assert row[2] == "–"
     assert row[3] == "not observed"
 
@@ -206,6 +208,6 @@ def test_terminal_table_shows_what_markdown_shows() -> None:
         "FD (toy) ↓",
         "41.2 ± 1.0",
         "4300 [3870, 5160]†",
-        "failed: 2 rows hold NaN",
+        "Failed (mine, FD (toy)): 2 rows hold NaN",
     ):
         assert part in text

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_world import make_world
 
 import trilemma_bench
-from small_world import make_world
 from trilemma_bench.errors import ProtocolError, UsageError
 from trilemma_bench.models import open_model, parse_model, parse_models
 from trilemma_bench.record import ResultRecord
@@ -160,7 +160,9 @@ def test_a_model_that_breaks_is_a_record_that_says_so_and_the_others_go_on(world
     assert all(item.score.failure for item in found["blobs:Broken"].scores)
     assert all(item.score.value is not None for item in found["blobs"].scores)
     assert "out of luck" in (folder / "results" / "leaderboard.md").read_text()
-    text = (folder / "blobs.py").read_text().replace('raise RuntimeError("out of luck")', "return super().sample(seeds)")
+    text = (
+        (folder / "blobs.py").read_text().replace('raise RuntimeError("out of luck")', "return super().sample(seeds)")
+    )
     (folder / "blobs.py").write_text(text)
     cli(*run_arguments(images, protocol, "blobs:Broken,blobs:make"), cwd=folder, check=0)
     assert "out of luck" not in (folder / "results" / "leaderboard.md").read_text()

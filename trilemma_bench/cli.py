@@ -248,7 +248,14 @@ def _progress(quiet: bool) -> Iterator[Callable[..., None]]:
         yield lambda what, done, total, text="": None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -334,7 +341,13 @@ def _training_bar(quiet: bool) -> Iterator[Callable[[Any], None]]:
         yield show
 
 
-LISTS = {"models": "sampler", "datasets": "dataset", "metrics": "metric", "extractors": "extractor", "trainers": "trainer"}
+LISTS = {
+    "models": "sampler",
+    "datasets": "dataset",
+    "metrics": "metric",
+    "extractors": "extractor",
+    "trainers": "trainer",
+}
 
 
 @app.command("ls", epilog=EPILOG)
@@ -355,7 +368,7 @@ def list_names(
     print(json.dumps(found, indent=2) if as_json else "\n".join(found))
 
 
-__all__ = ["app", "main", "UsageError"]
+__all__ = ["UsageError", "app", "main"]
 
 if __name__ == "__main__":
     main()

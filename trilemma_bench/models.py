@@ -124,6 +124,7 @@ class OpenModel:
     """
 
     sampler: Sampler
+    image_shape: tuple[int, int, int]
     family: str
     samples_key: str
     weights: Weights | None
@@ -165,7 +166,7 @@ def open_model(spec: RunSpec) -> OpenModel:
     )  # fmt: skip
     family = "untrained" if spec.sampler.kind == "untrained" else kind.family
     return OpenModel(
-        sampler=sampler, family=family, samples_key=key, weights=weights, shipped=shipped, tolerance=kind.tolerance,
+        sampler=sampler, image_shape=sampler.image_shape, family=family, samples_key=key, weights=weights, shipped=shipped, tolerance=kind.tolerance,
         remake=make, micro_batch=sampler.micro_batch, load_seconds=time.perf_counter() - start, trusted=True,
     )  # fmt: skip
 
@@ -236,8 +237,8 @@ def adopt(sampler: Any, label: str, *, start: float | None = None, batch_size: i
         }
     )  # fmt: skip
     return OpenModel(
-        sampler=sampler, family="external", samples_key=key, weights=None, shipped=None, tolerance=EXACT,
-        remake=lambda _: sampler, micro_batch=micro_batch,
+        sampler=sampler, image_shape=shape, family="external", samples_key=key, weights=None, shipped=None,
+        tolerance=EXACT, remake=lambda _: sampler, micro_batch=micro_batch,
         load_seconds=time.perf_counter() - start if start is not None else 0.0, trusted=identity is not None,
     )  # fmt: skip
 

@@ -82,8 +82,6 @@ def header(table: Table, column: Column) -> str:
 
 def cell_text(cell: Cell, column: Column) -> str:
     """What stands in a cell, without emphasis: the number with its interval and marks, or why there is none."""
-    if cell.state == "failed":
-        return f"failed: {printable(cell.note)}"
     if cell.value is None:
         return "–" if cell.state == "not measured" else cell.state
     marks = EXTRAPOLATED * cell.extrapolated + UNVERIFIED * (not cell.verified)
@@ -112,7 +110,17 @@ def notes(table: Table) -> list[str]:
         lines.append(f"{EXTRAPOLATED} extrapolated: network evaluations timed in place, times the counted NFE.")
     if not all(cell.verified for cell in cells):
         lines.append(f"{UNVERIFIED} unverified: the extractor's weights do not have the published digest.")
-    return [*lines, *_interval_notes(table)]
+    return [*lines, *_failure_notes(table), *_interval_notes(table)]
+
+
+def _failure_notes(table: Table) -> list[str]:
+    """One line for each reason why there is no number, with the rows and columns that it stands for."""
+    reasons: dict[str, list[str]] = {}
+    for row in table.rows:
+        for cell, column in zip(row.cells, table.columns, strict=True):
+            if cell.state == "failed":
+                reasons.setdefault(cell.note, []).append(f"{row.label}, {column.label}")
+    return [f"Failed ({printable('; '.join(where))}): {printable(reason)}" for reason, where in reasons.items()]
 
 
 def printable(text: str) -> str:

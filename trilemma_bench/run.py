@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -177,12 +177,7 @@ def evaluate(
     Raises:
         TrilemmaError: Input that cannot be used; says what to do.
     """
-    paths = {k: Path(v) if k in ("out", "data_root", "cache", "inception_weights") else v for k, v in options.items()}
-    try:
-        settings = settings or Settings(**paths)
-    except TypeError as error:
-        unknown = sorted(set(options) - set(Settings.__dataclass_fields__))[0]
-        raise unknown_name("argument of evaluate", unknown, Settings.__dataclass_fields__) from error
+    settings = _with_options(settings or Settings(), options)
     data = find_data(str(dataset), settings)
     found = find_protocol(protocol, data, num_samples=num_samples)
     if isinstance(sampler, str):
@@ -191,10 +186,24 @@ def evaluate(
         model = adopt(sampler, type(sampler).__name__, batch_size=batch_size)
         named = SamplerSpec(name=str(model.sampler.name), kind="external")
     check_dtype(dtype)
-    spec = RunSpec(
-        sampler=named, protocol=found, seed=seed, device=device, dtype=dtype, compile=compile, batch_size=batch_size
-    )  # type: ignore[arg-type]
+    spec = RunSpec.model_validate(
+        {
+            "sampler": named, "protocol": found, "seed": seed, "device": device, "dtype": dtype, "compile": compile,
+            "batch_size": batch_size,
+        }
+    )  # fmt: skip
     return evaluate_spec(spec, data, settings, model=model)
+
+
+def _with_options(settings: Settings, options: dict[str, Any]) -> Settings:
+    """`settings` with fields by name; paths may be text."""
+    known = {item.name for item in fields(Settings)}
+    for name in options:
+        if name not in known:
+            raise unknown_name("argument of evaluate", name, known)
+    paths = ("out", "data_root", "cache", "inception_weights")
+    changed: dict[str, Any] = {k: Path(v) if k in paths and v is not None else v for k, v in options.items()}
+    return replace(settings, **changed)
 
 
 def check_dtype(dtype: str) -> None:
@@ -312,9 +321,7 @@ class _Source:
     notes: list[str] = field(default_factory=list)
 
 
-def _source(
-    spec: RunSpec, data: Data, settings: Settings, model: OpenModel | None, images: ImageSet | None
-) -> _Source:
+def _source(spec: RunSpec, data: Data, settings: Settings, model: OpenModel | None, images: ImageSet | None) -> _Source:
     if images is not None:
         return _image_source(images, spec, label=spec.sampler.name, family="images")
     if spec.sampler.kind == "real":
@@ -350,9 +357,7 @@ def _image_source(images: ImageSet, spec: RunSpec, *, label: str, family: str) -
 def _model_source(model: OpenModel, spec: RunSpec, settings: Settings) -> _Source:
     shards = SampleShards(settings.cache_folder, model.samples_key, spec.seed, model.micro_batch, model.shipped)
     label = str(spec.sampler) if spec.sampler.kind != "external" else str(model.sampler.name)
-    source = _Source(
-        label, model.family, model.samples_key, tuple(model.sampler.image_shape), lambda *_: iter(()), model=model
-    )
+    source = _Source(label, model.family, model.samples_key, model.image_shape, lambda *_: iter(()), model=model)
 
     def chunks(count: int, report: Report) -> Iterator[npt.NDArray[np.uint8]]:
         usable = _usable_shards(shards, model, source, count, settings)
@@ -529,9 +534,7 @@ def find_reference(protocol: Protocol, data: Data, extractor: Extractor, setting
     return make_reference(protocol, data, extractor, settings, cached)
 
 
-def make_reference(
-    protocol: Protocol, data: Data, extractor: Extractor, settings: Settings, path: Path
-) -> Reference:
+def make_reference(protocol: Protocol, data: Data, extractor: Extractor, settings: Settings, path: Path) -> Reference:
     """Make the reference of a protocol from its data, and keep it at `path`."""
     wanted = protocol.reference
     train = data.open(wanted.split)

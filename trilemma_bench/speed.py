@@ -97,9 +97,7 @@ def time_evaluations(sampler: Sampler, num_images: int, count: int, seed: int, w
         if len(moments) > count + warmup:
             raise _Enough
 
-    handles = [
-        network.register_forward_pre_hook(note, with_kwargs=True) for network in networks_of(sampler).values()
-    ]
+    handles = [network.register_forward_pre_hook(note, with_kwargs=True) for network in networks_of(sampler).values()]
     try:
         sampler.sample(torch.from_numpy(image_seeds(seed, 0, num_images)))
     except _Enough:

@@ -82,7 +82,8 @@ class Shard:
 def _pack(arrays: Mapping[str, npt.NDArray[Any]], meta: Mapping[str, Any]) -> bytes:
     stream = io.BytesIO()
     header = json.dumps({**meta, "checksum": sha256(*(arrays[name] for name in sorted(arrays)))})
-    np.savez_compressed(stream, meta=np.array(header), **{f"data_{k}": v for k, v in arrays.items()})
+    named: dict[str, Any] = {f"data_{name}": array for name, array in arrays.items()}
+    np.savez_compressed(stream, meta=np.array(header), **named)
     return stream.getvalue()
 
 
@@ -139,9 +140,7 @@ class SampleShards:
                 _set_aside(folder / self._name(index))
         return None
 
-    def _checked(
-        self, found: tuple[dict[str, npt.NDArray[Any]], dict[str, Any]] | None, index: int
-    ) -> Shard | None:
+    def _checked(self, found: tuple[dict[str, npt.NDArray[Any]], dict[str, Any]] | None, index: int) -> Shard | None:
         """The shard where key and seeds are those of shard `index`."""
         if found is None or not {"images", "seeds"} <= found[0].keys() or found[1].get("key") != self.key:
             return None

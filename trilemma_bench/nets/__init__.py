@@ -1,0 +1,1 @@
+"""Networks: what a sampler evaluates and a trainer trains."""

@@ -85,9 +85,7 @@ class GeneratorConfig:
         for name in ("num_res_blocks", "n_mlp"):
             require(getattr(self, name) >= 0, f"{name} must not be negative; got {getattr(self, name)}.")
         require(0 <= self.dropout < 1, f"dropout must be in [0, 1); got {self.dropout}.")
-        require(
-            len(self.ch_mult) > 0 and min(self.ch_mult) >= 1, f"ch_mult must be positive; got {self.ch_mult}."
-        )
+        require(len(self.ch_mult) > 0 and min(self.ch_mult) >= 1, f"ch_mult must be positive; got {self.ch_mult}.")
         stride = 2 ** (len(self.ch_mult) - 1)
         require(
             self.image_size % stride == 0,
@@ -150,9 +148,7 @@ class DiscriminatorConfig:
         return cls(**options, name=DISCRIMINATOR_CLASSES[name])
 
     def __post_init__(self) -> None:
-        require(
-            self.nc >= 2 and self.nc % 2 == 0, f"nc must be even: the channels of x and x_t; got {self.nc}."
-        )
+        require(self.nc >= 2 and self.nc % 2 == 0, f"nc must be even: the channels of x and x_t; got {self.nc}.")
         require(self.ngf >= 1, f"ngf must be at least 1; got {self.ngf}.")
         require(self.t_emb_dim >= 4, f"t_emb_dim must be at least 4; got {self.t_emb_dim}.")
 
@@ -175,9 +171,7 @@ def require(holds: bool, message: str) -> None:
 
 
 def _require_choice(name: str, found: str, supported: Sequence[str]) -> None:
-    require(
-        found in supported, f"{name} = {found!r} is not supported; use {' or '.join(map(repr, supported))}."
-    )
+    require(found in supported, f"{name} = {found!r} is not supported; use {' or '.join(map(repr, supported))}.")
 
 
 def whole(name: str, value: Any) -> int:
@@ -205,9 +199,7 @@ def _typed(name: str, value: Any, default: Any) -> Any:
     if isinstance(default, str):
         require(isinstance(value, str), f"{name} must be a word; got {value!r}.")
         return value.lower()  # The authors' programs take these words in either case.
-    require(
-        isinstance(value, Sequence) and not isinstance(value, str), f"{name} must be a list; got {value!r}."
-    )
+    require(isinstance(value, Sequence) and not isinstance(value, str), f"{name} must be a list; got {value!r}.")
     return tuple(value) if name == "fir_kernel" else tuple(whole(name, item) for item in value)
 
 

@@ -34,9 +34,7 @@ OUT_SILENT = Init(_NEARLY_ZERO, "out")
 class Conv2d(nn.Conv2d):
     """A convolution with 'same' padding."""
 
-    def __init__(
-        self, in_ch: int, out_ch: int, kernel: int, *, init: Init = _DEFAULT, **options: Any
-    ) -> None:
+    def __init__(self, in_ch: int, out_ch: int, kernel: int, *, init: Init = _DEFAULT, **options: Any) -> None:
         super().__init__(in_ch, out_ch, kernel, **{"padding": kernel // 2, **options})
         self.init = init
 
@@ -154,8 +152,7 @@ def fir_matrix(taps: Sequence[Any]) -> npt.NDArray[np.float32]:
     square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] > 0
     require(
         square and bool(np.isfinite(matrix).all()) and matrix.sum() != 0,
-        "fir_kernel must be taps or a square matrix whose sum is not 0, such as [1, 3, 3, 1]; "
-        f"got {list(taps)}.",
+        f"fir_kernel must be taps or a square matrix whose sum is not 0, such as [1, 3, 3, 1]; got {list(taps)}.",
     )
     return matrix / matrix.sum()
 

@@ -63,9 +63,7 @@ class _Network(nn.Module):
                 with torch.no_grad():
                     module.initialise(rng)
 
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As torch's; the prefix `module.`, if every key has it, is taken off.
 
         Raises:
@@ -151,9 +149,7 @@ class NCSNpp(_Network):
         remaining = list(skip_widths)
         for level, multiplier in reversed(list(enumerate(config.ch_mult))):
             for _ in range(config.num_res_blocks + 1):
-                modules.append(
-                    Residual(width + remaining.pop(), config.num_channels_dae * multiplier, config)
-                )
+                modules.append(Residual(width + remaining.pop(), config.num_channels_dae * multiplier, config))
                 width = config.num_channels_dae * multiplier
             if config.resolutions[level] in config.attn_resolutions:
                 modules.append(Attention(width, config))
@@ -206,9 +202,7 @@ class NCSNpp(_Network):
         h = self._decode(modules, h, skips, temb, zemb)
         return h if config.not_use_tanh else torch.tanh(h)
 
-    def _encode(
-        self, modules: Iterator[nn.Module], x: Tensor, temb: Tensor | None, zemb: Tensor
-    ) -> list[Tensor]:
+    def _encode(self, modules: Iterator[nn.Module], x: Tensor, temb: Tensor | None, zemb: Tensor) -> list[Tensor]:
         config = self.config
         pyramid = x
         skips = [next(modules)(x)]
@@ -330,9 +324,7 @@ class Discriminator(_Network):
         _check_shape("t", t, (x.shape[0],))
         least = 2**self.config.halvings
         if min(x.shape[2:]) < least:
-            raise ProtocolError(
-                f"{self.config.name} needs images of {least} pixels or more; got {list(x.shape[2:])}."
-            )
+            raise ProtocolError(f"{self.config.name} needs images of {least} pixels or more; got {list(x.shape[2:])}.")
         temb = F.leaky_relu(self.t_embed(t, x.dtype), 0.2)
         h = self.start_conv(torch.cat([x, x_t], dim=1))
         for number in range(1, len(self.config.widths) + 1):

@@ -46,7 +46,8 @@ def ema_copy(module: nn.Module) -> nn.Module:
 @torch.no_grad()
 def ema_update(average: nn.Module, module: nn.Module, decay: float) -> None:
     """average <- decay average + (1 - decay) module for parameters; buffers are copied."""
-    theirs = list(module.parameters())
-    torch._foreach_lerp_(list(average.parameters()), theirs, 1 - decay)
-    for mine, other in zip(average.buffers(), module.buffers(), strict=True):
-        mine.copy_(other)
+    mine: list[torch.Tensor] = list(average.parameters())
+    theirs: list[torch.Tensor] = list(module.parameters())
+    torch._foreach_lerp_(mine, theirs, 1 - decay)
+    for buffer, other in zip(average.buffers(), module.buffers(), strict=True):
+        buffer.copy_(other)
