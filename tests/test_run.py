@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ import torch
 from small_world import make_world
 
 import trilemma_bench
+from trilemma_bench.cli import main
 from trilemma_bench.errors import ProtocolError, UsageError
 from trilemma_bench.models import open_model, parse_model, parse_models
 from trilemma_bench.record import ResultRecord
@@ -33,32 +35,59 @@ def world(tmp_path, monkeypatch):
     yield from enter_world(tmp_path, monkeypatch, size=8)
 
 
+@pytest.fixture(scope="session")
+def references32(tmp_path_factory):
+    """The reference of the larger images is slow to make (3072 features) and the same in every test."""
+    return tmp_path_factory.mktemp("references")
+
+
 @pytest.fixture
-def world32(tmp_path, monkeypatch):
-    """Images of the size that the baselines make, and no metric whose cost grows with the cube of the pixels."""
+def world32(tmp_path, monkeypatch, references32):
+    """Images of the size that the baselines make."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "references").symlink_to(references32)
     yield from enter_world(tmp_path, monkeypatch, size=32)
 
 
 def enter_world(tmp_path, monkeypatch, size):
     images, protocol = make_world(tmp_path, size=size)
     if size == 32:
-        text = protocol.read_text()
-        protocol.write_text(re.sub(r'\[\[scores\]\]\nmetric = "frechet_distance"\nextractor = "identity"\n', "", text))
+        # Its cost grows with the cube of the pixels.
+        frechet = '[[scores]]\nmetric = "frechet_distance"\nextractor = "identity"\n'
+        assert frechet in protocol.read_text()
+        protocol.write_text(protocol.read_text().replace(frechet, ""))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TRILEMMA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.syspath_prepend(str(tmp_path))
-    sys.modules.pop("blobs", None)
+    forget_plug_ins()
     yield tmp_path, images, protocol
-    sys.modules.pop("blobs", None)
+    forget_plug_ins()
 
 
-def cli(*arguments, cwd, env=None, check=None, **options):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(env or {})}
-    command = [sys.executable, "-m", "trilemma_bench.cli", *map(str, arguments)]
-    found = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, **options)
-    if check is not None:
-        assert found.returncode == check, found.stdout + found.stderr
-    return found
+def forget_plug_ins():
+    for name in ("blobs", "mine"):
+        sys.modules.pop(name, None)
+
+
+class Done(NamedTuple):
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def cli(capsys):
+    """The command line in this process: cli(argument, ..., check=exit code)."""
+
+    def call(*arguments, check):
+        forget_plug_ins()
+        with pytest.raises(SystemExit) as left:
+            main([str(argument) for argument in arguments])
+        done = Done(*capsys.readouterr())
+        assert left.value.code == check, done.stdout + done.stderr
+        return done
+
+    return call
 
 
 def run_arguments(images, protocol, models):
@@ -73,10 +102,10 @@ def numbers(record):
     return {item.kind.name: item.score.model_dump() for item in record.scores}
 
 
-def test_one_command_measures_models_and_real_images_and_writes_a_leaderboard(world32):
+def test_one_command_measures_models_and_real_images_and_writes_a_leaderboard(world32, cli):
     folder, images, protocol = world32
-    done = cli(*run_arguments(images, protocol, "ddim:steps=3,untrained:ddgan,stylegan2,real:split=test"), cwd=folder,
-               check=0)  # fmt: skip
+    models = "ddim:steps=3,untrained:ddgan,stylegan2,real:split=test"
+    done = cli(*run_arguments(images, protocol, models), check=0)
     found = {record.model: record for record in records(folder / "results")}
     assert set(found) == {"ddim:steps=3", "untrained:ddgan", "stylegan2", "real:split=test"}
     assert {name: record.speed.nfe for name, record in found.items() if record.speed} == {
@@ -90,21 +119,23 @@ def test_one_command_measures_models_and_real_images_and_writes_a_leaderboard(wo
     assert "stylegan2" in done.stdout
 
 
-def test_a_run_killed_at_random_moments_gives_the_same_scores(world):
+def test_a_run_killed_at_random_moments_gives_the_same_scores(world, cli, monkeypatch):
     folder, images, protocol = world
     arguments = [*run_arguments(images, protocol, "blobs:make,blobs:Slow"), "--quiet"]
-    cli(*arguments, "--out", "whole", cwd=folder, env={"TRILEMMA_CACHE": str(folder / "cache-whole")}, check=0)
+    monkeypatch.setenv("TRILEMMA_CACHE", str(folder / "cache-whole"))
+    cli(*arguments, "--out", "whole", check=0)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "BLOBS_DELAY": "0.2",
                    "TRILEMMA_CACHE": str(folder / "cache-killed")}  # fmt: skip
     command = [sys.executable, "-m", "trilemma_bench.cli", *map(str, arguments), "--out", "killed"]
     rng = random.Random(0)
     for _ in range(5):
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL,
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL,
                                    stderr=subprocess.DEVNULL)  # fmt: skip
         time.sleep(rng.uniform(2.0, 6.0))
         process.send_signal(signal.SIGKILL)
         process.wait()
-    cli(*arguments, "--out", "killed", cwd=folder, env={"TRILEMMA_CACHE": str(folder / "cache-killed")}, check=0)
+    monkeypatch.setenv("TRILEMMA_CACHE", str(folder / "cache-killed"))
+    cli(*arguments, "--out", "killed", check=0)
     whole, killed = records(folder / "whole"), records(folder / "killed")
     assert [numbers(record) for record in whole] == [numbers(record) for record in killed]
     assert [r.provenance.samples_digest for r in whole] == [r.provenance.samples_digest for r in killed]
@@ -141,20 +172,20 @@ def test_retime_adds_a_timing_and_leaves_the_scores(world):
     assert numbers(first) == numbers(second)
 
 
-def test_the_same_seeds_give_the_same_record_from_python_and_from_the_command_line(world):
+def test_the_same_seeds_give_the_same_record_from_python_and_from_the_command_line(world, cli):
     folder, images, protocol = world
     import blobs
 
-    cli(*run_arguments(images, protocol, "blobs:make"), cwd=folder, check=0)
+    cli(*run_arguments(images, protocol, "blobs:make"), check=0)
     record = trilemma_bench.evaluate(blobs.Blobs(), str(images), str(protocol))
     assert numbers(record) == numbers(records(folder / "results")[0])
     frame = trilemma_bench.leaderboard([record])
     assert list(frame["model"]) == ["blobs"]
 
 
-def test_a_model_that_breaks_is_a_record_that_says_so_and_the_others_go_on(world):
+def test_a_model_that_breaks_is_a_record_that_says_so_and_the_others_go_on(world, cli):
     folder, images, protocol = world
-    done = cli(*run_arguments(images, protocol, "blobs:Broken,blobs:make"), cwd=folder, check=1)
+    done = cli(*run_arguments(images, protocol, "blobs:Broken,blobs:make"), check=1)
     assert "out of luck" in done.stderr
     found = {record.model: record for record in records(folder / "results")}
     assert all(item.score.failure for item in found["blobs:Broken"].scores)
@@ -164,7 +195,7 @@ def test_a_model_that_breaks_is_a_record_that_says_so_and_the_others_go_on(world
         (folder / "blobs.py").read_text().replace('raise RuntimeError("out of luck")', "return super().sample(seeds)")
     )
     (folder / "blobs.py").write_text(text)
-    cli(*run_arguments(images, protocol, "blobs:Broken,blobs:make"), cwd=folder, check=0)
+    cli(*run_arguments(images, protocol, "blobs:Broken,blobs:make"), check=0)
     assert "out of luck" not in (folder / "results" / "leaderboard.md").read_text()
 
 
@@ -199,42 +230,42 @@ def test_an_unsteady_sampler_has_its_finished_images_set_aside(world):
         (["--models", "ddgan", "--num-samples", "1"], "at least 2"),
     ],
 )
-def test_bad_input_exits_with_2_and_says_what_was_found(world, arguments, message):
+def test_bad_input_exits_with_2_and_says_what_was_found(world, arguments, message, cli):
     folder, images, protocol = world
-    done = cli("run", *arguments, cwd=folder, check=2)
+    done = cli("run", *arguments, check=2)
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (folder / "results").exists()
 
 
-def test_finished_images_are_scored_without_speed(world):
+def test_finished_images_are_scored_without_speed(world, cli):
     folder, images, protocol = world
     rng = np.random.default_rng(1)
     content = rng.integers(0, 255, (45, 8, 8, 3), np.uint8)
     np.savez(folder / "samples.npz", arr_0=content)
-    cli("score", "samples.npz", "--dataset", images, "--protocol", protocol, cwd=folder, check=0)
+    cli("score", "samples.npz", "--dataset", images, "--protocol", protocol, check=0)
     (record,) = records(folder / "results")
     assert record.model == "samples.npz"
     assert record.speed is None
     assert record.notes == ("40 of 45 images, chosen by seed 0",)
     np.savez(folder / "few.npz", arr_0=content[:10])
-    done = cli("score", "few.npz", "--dataset", images, "--protocol", protocol, cwd=folder, check=2)
+    done = cli("score", "few.npz", "--dataset", images, "--protocol", protocol, check=2)
     assert "needs 40" in done.stderr
     assert "--num-samples 10" in done.stderr
 
 
-def test_json_prints_records_and_nothing_else(world):
+def test_json_prints_records_and_nothing_else(world, cli):
     folder, images, protocol = world
-    done = cli(*run_arguments(images, protocol, "blobs:make"), "--json", cwd=folder, check=0)
+    done = cli(*run_arguments(images, protocol, "blobs:make"), "--json", check=0)
     assert ResultRecord.model_validate(json.loads(done.stdout)[0]).model == "blobs"
 
 
-def test_the_readmes_example_plug_in_runs(world32):
+def test_the_readmes_example_plug_in_runs(world32, cli):
     folder, images, protocol = world32
     text = (ROOT / "README.md").read_text()
     block = re.search(r"<!-- example: begin -->\n```python\n(.*?)```", text, re.DOTALL)
     (folder / "mine.py").write_text(block.group(1))
-    cli(*run_arguments(images, protocol, "mine:make"), cwd=folder, check=0)
+    cli(*run_arguments(images, protocol, "mine:make"), check=0)
     assert records(folder / "results")[0].model == "mine"
 
 

@@ -112,7 +112,7 @@ class Reference:
     Attributes:
         moments: Of the `features` layer over the whole reference split.
         features: float32 [M, D], the `features` layer of a fixed random subset of that split.
-        logits: float32 [M, K] of the same subset where the extractor has them, else None.
+        logits: float32 [M, K] of the same subset, or None: no metric of this package reads them.
         components: float32 [D, d], leading principal axes of the reference split; `centre` [D] is its mean.
         train_sketch: float32 [N, d], every image of the reference split, centred and projected.
         held_out_sketch: float32 [N', d], every image of the held-out split; None where there is none.

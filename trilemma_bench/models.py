@@ -164,11 +164,19 @@ def open_model(spec: RunSpec) -> OpenModel:
             "micro_batch": sampler.micro_batch,
         }
     )  # fmt: skip
-    family = "untrained" if spec.sampler.kind == "untrained" else kind.family
     return OpenModel(
-        sampler=sampler, image_shape=sampler.image_shape, family=family, samples_key=key, weights=weights, shipped=shipped, tolerance=kind.tolerance,
-        remake=make, micro_batch=sampler.micro_batch, load_seconds=time.perf_counter() - start, trusted=True,
-    )  # fmt: skip
+        sampler=sampler,
+        image_shape=sampler.image_shape,
+        family="untrained" if spec.sampler.kind == "untrained" else kind.family,
+        samples_key=key,
+        weights=weights,
+        shipped=shipped,
+        tolerance=kind.tolerance,
+        remake=make,
+        micro_batch=sampler.micro_batch,
+        load_seconds=time.perf_counter() - start,
+        trusted=True,
+    )
 
 
 def _check_device(device: str) -> None:
