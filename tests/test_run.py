@@ -228,6 +228,7 @@ def test_an_unsteady_sampler_has_its_finished_images_set_aside(world):
         (["--models", "ddgan", "--protocol", "heavy"], "heavy"),
         (["--models", "ddgan", "--dataset", "cifar11"], "did you mean 'cifar10'"),
         (["--models", "ddgan", "--num-samples", "1"], "at least 2"),
+        (["--models", "ddgan", "--seed", "9999999"], "seed = 9999999"),
     ],
 )
 def test_bad_input_exits_with_2_and_says_what_was_found(world, arguments, message, cli):
@@ -252,6 +253,16 @@ def test_finished_images_are_scored_without_speed(world, cli):
     done = cli("score", "few.npz", "--dataset", images, "--protocol", protocol, check=2)
     assert "needs 40" in done.stderr
     assert "--num-samples 10" in done.stderr
+
+
+def test_a_reference_is_made_for_any_data_and_serves_the_next_run(world, cli):
+    folder, images, protocol = world
+    done = cli("reference", "make", "--dataset", images, "--protocol", protocol, "--extractor", "identity", check=0)
+    (made,) = (folder / "cache" / "references").iterdir()
+    assert str(made) in done.stdout
+    before = made.stat().st_mtime_ns
+    cli(*run_arguments(images, protocol, "blobs:make"), check=0)
+    assert made.stat().st_mtime_ns == before
 
 
 def test_json_prints_records_and_nothing_else(world, cli):

@@ -124,10 +124,8 @@ def run(
     """Sample models, measure them under a protocol, and write the leaderboard."""
     from trilemma_bench import jobs
     from trilemma_bench.models import parse_models
-    from trilemma_bench.run import Settings, check_dtype, find_data, find_protocol
-    from trilemma_bench.spec import RunSpec
+    from trilemma_bench.run import Settings, find_data, find_protocol, run_spec
 
-    check_dtype(dtype)
     with _progress(quiet or as_json) as report:
         settings = Settings(
             out=out, data_root=data_root, inception_weights=inception_weights, allow_unverified=allow_unverified,
@@ -137,12 +135,9 @@ def run(
         data = find_data(dataset, settings)
         found = find_protocol(protocol, data, num_samples=num_samples)
         specs = [
-            RunSpec.model_validate(
-                {"sampler": item, "protocol": found, "seed": seed, "device": device, "dtype": dtype,
-                 "compile": compile, "batch_size": batch_size}
-            )
+            run_spec(item, found, seed=seed, device=device, dtype=dtype, compile=compile, batch_size=batch_size)
             for item in named
-        ]  # fmt: skip
+        ]
         jobs.check(specs, settings)
         records = jobs.run_all(specs, data, settings, failed=_print_failure)
     _finish(records, out, settings, found, quiet=quiet, as_json=as_json)
@@ -166,8 +161,8 @@ def score(
     as_json: JsonOption = False,
 ) -> None:
     """Measure images that exist already: quality and coverage, without speed."""
-    from trilemma_bench.run import Settings, find_data, find_protocol, score_images
-    from trilemma_bench.spec import RunSpec, SamplerSpec
+    from trilemma_bench.run import Settings, find_data, find_protocol, run_spec, score_images
+    from trilemma_bench.spec import SamplerSpec
 
     with _progress(quiet or as_json) as report:
         settings = Settings(
@@ -177,7 +172,7 @@ def score(
         data = find_data(dataset, settings)
         found = find_protocol(protocol, data, num_samples=num_samples)
         sampler = SamplerSpec(name=name or path.name, kind="external")
-        spec = RunSpec(sampler=sampler, protocol=found, seed=seed, device=device)
+        spec = run_spec(sampler, found, seed=seed, device=device)
         records = [score_images(path, spec, data, settings, layout=layout)]
     _finish(records, out, settings, found, quiet=quiet, as_json=as_json)
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import ValidationError
 
 import trilemma_bench
 from trilemma_bench import reference as references
@@ -32,7 +33,6 @@ from trilemma_bench.images import fingerprint, open_images
 from trilemma_bench.kinds import Dataset, Extractor, ExtractorKind, ImageSet, Metric, Reference, Sampler
 from trilemma_bench.models import OpenModel, adopt, open_model, parse_model
 from trilemma_bench.record import Hardware, Provenance, ResultRecord, Score, ScoredMetric, Speed
-from trilemma_bench.samplers._helpers import DTYPES
 from trilemma_bench.spec import Protocol, RunSpec, SamplerSpec, ScoreSpec, digest, load_protocol
 from trilemma_bench.store import FeatureStore, SampleShards, Shard, cache_folder, write_atomic
 
@@ -185,12 +185,8 @@ def evaluate(
     else:
         model = adopt(sampler, type(sampler).__name__, batch_size=batch_size)
         named = SamplerSpec(name=str(model.sampler.name), kind="external")
-    check_dtype(dtype)
-    spec = RunSpec.model_validate(
-        {
-            "sampler": named, "protocol": found, "seed": seed, "device": device, "dtype": dtype, "compile": compile,
-            "batch_size": batch_size,
-        }
+    spec = run_spec(
+        named, found, seed=seed, device=device, dtype=dtype, compile=compile, batch_size=batch_size
     )  # fmt: skip
     return evaluate_spec(spec, data, settings, model=model)
 
@@ -206,10 +202,18 @@ def _with_options(settings: Settings, options: dict[str, Any]) -> Settings:
     return replace(settings, **changed)
 
 
-def check_dtype(dtype: str) -> None:
-    """Refuse a precision that there is not."""
-    if dtype not in DTYPES:
-        raise unknown_name("dtype", dtype, DTYPES)
+def run_spec(sampler: SamplerSpec, protocol: Protocol, **settings: Any) -> RunSpec:
+    """The spec of one run.
+
+    Raises:
+        UsageError: A setting outside its range; says which.
+    """
+    try:
+        return RunSpec.model_validate({"sampler": sampler, "protocol": protocol, **settings})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"{name} = {first['input']!r}: {first['msg']}.") from error
 
 
 def evaluate_spec(
