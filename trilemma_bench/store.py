@@ -97,7 +97,7 @@ _DAMAGE = (
 def _unpack(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]] | None:
     """Content of a file that `_pack` made; None where there is none or it is damaged."""
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as content:
             meta = json.loads(str(content["meta"]))
             arrays = {k.removeprefix("data_"): content[k] for k in content.files if k != "meta"}
         intact = meta["checksum"] == sha256(*(arrays[name] for name in sorted(arrays)))
