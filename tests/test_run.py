@@ -227,6 +227,7 @@ def test_an_unsteady_sampler_has_its_finished_images_set_aside(world):
         (["--models", "ddgan", "--device", "warp:0"], "warp"),
         (["--models", "ddgan", "--protocol", "heavy"], "heavy"),
         (["--models", "ddgan", "--dataset", "cifar11"], "did you mean 'cifar10'"),
+        (["--models", "ddgan", "--dataset", "mnist"], "mnist has no protocol 'lite'"),
         (["--models", "ddgan", "--num-samples", "1"], "at least 2"),
         (["--models", "ddgan", "--seed", "9999999"], "seed = 9999999"),
     ],

@@ -13,7 +13,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from oracle_cases import ddgan_weights, load_oracle, oracle_names, stylegan2_weights
 from safetensors.torch import load_file, save_file
-from sampler_cases import TINY_STYLEGAN2, TINY_UNET, GivenNoise, tiny_sampler
+from sampler_cases import TINY_STYLEGAN2, TINY_UNET, GivenNoise, tiny, tiny_sampler
 from torch import Tensor, nn
 
 from trilemma_bench.errors import UsageError, WeightsError
@@ -79,27 +79,28 @@ def test_negative_seeds_have_noise_of_their_own() -> None:
 # --- DDPM and DDIM against diffusers
 
 
-def in_step_with_diffusers(sampler: Any, scheduler: Any, steps: int, *, eta: float | None = None) -> None:
-    """Both go the whole way, each along its own x, with the same noise; every x agrees to 1e-5 of its scale."""
+def in_step_with_diffusers(
+    sampler: Any, scheduler: Any, steps: int, *, eta: float | None = None, tolerance: float = 1e-5
+) -> None:
+    """Along diffusers' trajectory every step of ours ends where theirs does, given the same noise."""
     scheduler.set_timesteps(steps)
     assert [t for t, _ in sampler.pairs] == scheduler.timesteps.tolist()
     shape = (2, *sampler.image_shape)
-    ours = theirs = normal(*shape)
+    x = normal(*shape)
     for row, (t, t_prev) in enumerate(sampler.pairs):
         noise = normal(*shape, seed=100 + row)
         with torch.inference_mode():
-            eps = sampler.predict_noise(ours, t), sampler.predict_noise(theirs, t)
-        ours = sampler.step(ours, eps[0], t, t_prev, GivenNoise(step=[noise]))
+            eps = sampler.predict_noise(x, t)
+        ours = sampler.step(x, eps, t, t_prev, GivenNoise(step=[noise]))
         generator = torch.Generator().manual_seed(100 + row)
         more = {"generator": generator} if eta is None else {"eta": eta, "variance_noise": noise if eta else None}
-        theirs = scheduler.step(eps[1], t, theirs, **more).prev_sample
-        scale = max(1.0, float(theirs.abs().max()))
-        torch.testing.assert_close(ours / scale, theirs / scale, atol=1e-5, rtol=0)
+        x = scheduler.step(eps, t, x, **more).prev_sample
+        torch.testing.assert_close(ours, x, atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
-@pytest.mark.parametrize("steps", [7, 50])
+@pytest.mark.parametrize("steps", [7, 30])
 def test_ddpm_steps_are_those_of_diffusers(steps: int, variance: str, clip: bool) -> None:
     sampler = tiny_sampler("ddpm", options={"steps": steps, "variance": variance, "clip": clip})
     scheduler = DDPMScheduler(variance_type=variance, clip_sample=clip, timestep_spacing="leading")
@@ -108,11 +109,18 @@ def test_ddpm_steps_are_those_of_diffusers(steps: int, variance: str, clip: bool
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_the_whole_chain_of_ddpm_is_that_of_diffusers(variance: str) -> None:
-    """All 1000 steps, with a network that costs nothing."""
+    """All 1000 steps, with a network that costs nothing.
+
+    diffusers computes its constants in float32, where 1 - alpha_bar is rounded by up to 8e-5 of itself at t < 6.
+    With constants of float64 its steps are ours.
+    """
     sampler = tiny_sampler("ddpm", options={"variance": variance})
     sampler.networks["eps"] = ShrinkingNet()
     assert sampler.expected_nfe == 1000
-    in_step_with_diffusers(sampler, DDPMScheduler(variance_type=variance, clip_sample=True), 1000)
+    scheduler = DDPMScheduler(variance_type=variance, clip_sample=True)
+    in_step_with_diffusers(sampler, scheduler, 1000, tolerance=1e-4)
+    scheduler.alphas_cumprod = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+    in_step_with_diffusers(sampler, scheduler, 1000, tolerance=2e-6)
 
 
 class ShrinkingNet(nn.Module):
@@ -132,25 +140,14 @@ def test_ddim_steps_are_those_of_diffusers(eta: float, clip: bool, spacing: str)
 
 
 def test_ddim_with_eta_one_and_all_steps_is_ddpm_with_the_small_variance() -> None:
-    whole = {"steps": 1000, "spacing": "leading", "clip": True}
-    one = tiny_sampler("ddim", options={**whole, "eta": 1.0})
-    other = tiny_sampler("ddpm", options={"variance": "fixed_small"})
-    assert one.pairs == other.pairs  # type: ignore[attr-defined]
-    x, eps, noise = normal(2, 3, 8, 8), normal(2, 3, 8, 8, seed=1) * 0.1, normal(2, 3, 8, 8, seed=2)
+    one = tiny_sampler("ddim", options={"steps": 1000, "spacing": "leading", "eta": 1.0})
+    options = {"variance": "fixed_small", "clip": False}
+    other = tiny_sampler("ddpm", config=tiny("ddim").config, options=options)
+    assert one.pairs == other.pairs
+    x, eps, noise = normal(2, 3, 8, 8), normal(2, 3, 8, 8, seed=1), normal(2, 3, 8, 8, seed=2)
     for t, t_prev in ((999, 998), (500, 499), (1, 0), (0, -1)):
-        # Clipping alters DDIM's x_0 and not its direction: compare where nothing is clipped.
-        x_t = x * 0.001 if t == 999 else x * 0.1
-        small = eps * 0.001 if t == 999 else eps
-        steps = [
-            sampler.step(x_t, small, t, t_prev, GivenNoise(step=[_fit(noise, sampler)]))  # type: ignore[attr-defined]
-            for sampler in (one, other)
-        ]
-        torch.testing.assert_close(steps[0], steps[1], atol=1e-5, rtol=1e-5)
-
-
-def _fit(noise: Tensor, sampler: Any) -> Tensor:
-    shape = sampler.image_shape
-    return noise if tuple(noise.shape[1:]) == shape else noise[..., : shape[1], : shape[2]]
+        steps = [sampler.step(x, eps, t, t_prev, GivenNoise(step=[noise])) for sampler in (one, other)]
+        torch.testing.assert_close(steps[0], steps[1], atol=1e-6, rtol=1e-5)
 
 
 def test_ddim_with_eta_zero_ignores_the_step_stream() -> None:
@@ -170,22 +167,22 @@ def test_ddim_with_eta_zero_ignores_the_step_stream() -> None:
 
 def test_a_quadratic_step_that_occurs_twice_changes_nothing_the_first_time() -> None:
     sampler = tiny_sampler("ddim", options={"steps": 50, "eta": 1.0})
-    assert sampler.pairs[-2:] == [(0, 0), (0, -1)]  # type: ignore[attr-defined]
+    assert sampler.pairs[-2:] == [(0, 0), (0, -1)]
     x, eps = normal(2, 3, 8, 8), normal(2, 3, 8, 8, seed=1)
-    torch.testing.assert_close(sampler.step(x, eps, 0, 0, GivenNoise(step=[])), x)  # type: ignore[attr-defined]
+    torch.testing.assert_close(sampler.step(x, eps, 0, 0, GivenNoise(step=[])), x)
     ancestral = tiny_sampler("ddpm", options={"steps": 50, "spacing": "quadratic"})
     y = normal(2, 3, 16, 16)
     noise = GivenNoise(step=[torch.ones_like(y)])
-    torch.testing.assert_close(ancestral.step(y, y * 0.1, 0, 0, noise), y)  # type: ignore[attr-defined]
+    torch.testing.assert_close(ancestral.step(y, y * 0.1, 0, 0, noise), y)
 
 
 def test_perfect_noise_prediction_leads_ddim_to_the_image() -> None:
     """Where eps is the noise that is in x_t, any number of deterministic steps ends at x_0 itself."""
     sampler = tiny_sampler("ddim", options={"steps": 10})
     x0, noise = normal(2, 3, 8, 8).clamp(-1, 1), normal(2, 3, 8, 8, seed=1)
-    x = sampler.chain.q_sample(x0, torch.full((2,), 800), noise)  # type: ignore[attr-defined]
-    for t, t_prev in sampler.pairs:  # type: ignore[attr-defined]
-        x = sampler.step(x, noise, t, t_prev, GivenNoise())  # type: ignore[attr-defined]
+    x = sampler.chain.q_sample(x0, torch.full((2,), 800), noise)
+    for t, t_prev in sampler.pairs:
+        x = sampler.step(x, noise, t, t_prev, GivenNoise())
     torch.testing.assert_close(x, x0, atol=1e-5, rtol=1e-4)
 
 
@@ -216,7 +213,8 @@ def test_ddgan_samples_along_the_authors_trajectory(name: str) -> None:
     tensors = ddgan_weights(case.meta["keys"], case.meta["weight_seed"])
     sampler = ddgan.build(ddgan.Options(), make_weights(tensors, config, name), micro_batch=2)
     inputs, outputs = [], []
-    sampler.networks["G"].register_forward_hook(lambda _, args, out: (inputs.append(args[0]), outputs.append(out)))
+    sampler.networks["G"].register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    sampler.networks["G"].register_forward_hook(lambda _, args, out: outputs.append(out))
     noise = GivenNoise(x_t=[case["traj_x_T"]], latent=case["traj_z"], step=case["traj_noise"][:-1])
     with torch.inference_mode():
         image = sampler.draw(noise, 2)
@@ -476,7 +474,7 @@ def test_a_file_that_is_no_state_dict_is_refused(name: str, content: Any, tmp_pa
 @pytest.mark.parametrize("name", LOADS)
 def test_weights_that_are_not_finite_are_refused(name: str, value: float, tmp_path: Path) -> None:
     tensors = {"a": torch.ones(3), "b": torch.tensor([1.0, value]).half()}
-    save_file(tensors, tmp_path / "weights.safetensors", {"config": "{}"})
+    save_file(tensors, tmp_path / "weights.safetensors", {"config": json.dumps({"generator": {}, "unet": {}})})
     with pytest.raises(WeightsError, match="b holds values that are not finite"):
         LOADS[name].load(tmp_path / "weights.safetensors")
 
@@ -542,6 +540,4 @@ def test_the_digest_of_weights_sees_values_names_types_and_configuration() -> No
 
 def test_grey_levels_of_a_sampler_are_those_of_the_one_rule() -> None:
     sampler = tiny_sampler("stylegan2")
-    with torch.inference_mode():
-        floats = sampler.draw(Noise(SEEDS, CPU), 3)
-    assert torch.equal(tiny_sampler("stylegan2", micro_batch=3).sample(SEEDS), to_uint8(floats))
+    assert torch.equal(tiny_sampler("stylegan2", micro_batch=3).sample(SEEDS), to_uint8(sampler.floats(SEEDS)))

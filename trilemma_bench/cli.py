@@ -138,7 +138,7 @@ def run(
             run_spec(item, found, seed=seed, device=device, dtype=dtype, compile=compile, batch_size=batch_size)
             for item in named
         ]
-        jobs.check(specs, settings)
+        jobs.check(specs)
         records = jobs.run_all(specs, data, settings, failed=_print_failure)
     _finish(records, out, settings, found, quiet=quiet, as_json=as_json)
 

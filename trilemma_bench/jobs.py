@@ -13,14 +13,14 @@ from trilemma_bench.spec import RunSpec
 from trilemma_bench.store import write_atomic
 
 
-def check(specs: Sequence[RunSpec], settings: Settings) -> None:
+def check(specs: Sequence[RunSpec]) -> None:
     """Open every built-in model once, so that bad input is refused before anything is measured.
 
     Raises:
         TrilemmaError: The first thing that cannot be used.
     """
     for spec in specs:
-        if spec.sampler.kind in ("builtin", "untrained", "external"):
+        if spec.sampler.kind != "real":
             open_model(spec)
 
 

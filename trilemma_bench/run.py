@@ -58,7 +58,6 @@ class Settings:
         fresh: Make all samples anew, use no finished shards.
         retime: Add a timing to a finished record.
         full_timing: Never extrapolate the time of slow samplers.
-        with_speed: Count and time; off where images are scored that exist already.
         report: Told of progress.
     """
 

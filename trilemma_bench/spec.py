@@ -175,8 +175,14 @@ def load_protocol(name: str, *, dataset: str | None = None) -> Protocol:
         versions = [item for item in known if item.startswith(f"{dataset}-{name}-v")]
         if versions:
             name = max(versions, key=lambda item: int(item.rsplit("-v", 1)[1]))
+    short = sorted({item.split("-")[1] for item in known})
+    if name in short:
+        having = sorted({item.split("-")[0] for item in known if item.split("-")[1] == name})
+        raise ProtocolError(
+            f"{dataset} has no protocol {name!r}; {', '.join(having)} have. Write one as a TOML file and give its "
+            "path, or give the images as a folder."
+        )
     if name not in known:
-        short = sorted({item.split("-")[1] for item in known})
         raise unknown_name("protocol", name, [*known, *short])
     text = (resources.files("trilemma_bench") / "protocols" / f"{name}.toml").read_text()
     return _parse_protocol(text, source=name)

@@ -6,13 +6,15 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from trilemma_bench.errors import UsageError, WeightsError, unknown_name
 from trilemma_bench.images import to_uint8
@@ -87,12 +89,11 @@ class ImageSampler(ABC):
         if dtype not in DTYPES:
             raise unknown_name("dtype", dtype, DTYPES)
         self.dtype = DTYPES[dtype]
+        self._eager = not compile
         self.networks = dict(networks)
         for network in self.networks.values():
             network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             network.eval().requires_grad_(False)
-            if not compile:
-                _normalise_image_by_image(network)
             if compile:
                 # The bound method, so that hooks on the module stay outside of what is compiled.
                 network.forward = torch.compile(network.forward)  # type: ignore[method-assign]
@@ -112,32 +113,48 @@ class ImageSampler(ABC):
         seeds = torch.as_tensor(seeds)
         if seeds.ndim != 1 or seeds.dtype != torch.int64:
             raise UsageError(f"seeds must be int64 [N]; got {seeds.dtype} {list(seeds.shape)}.")
-        size = self.micro_batch
-        padded = torch.cat([seeds, seeds.new_zeros(-len(seeds) % size)])
-        context = nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
-        parts = []
-        with context:
-            for batch in padded.split(size):
-                parts.append(to_uint8(self.draw(Noise(batch, self.device), size).float()).cpu().contiguous())
-        return torch.cat(parts)[: len(seeds)] if parts else torch.empty(0, *self.image_shape, dtype=torch.uint8)
+        if not len(seeds):
+            return torch.empty(0, *self.image_shape, dtype=torch.uint8)
+        padded = torch.cat([seeds, seeds.new_zeros(-len(seeds) % self.micro_batch)])
+        parts = [to_uint8(self.floats(batch)).cpu().contiguous() for batch in padded.split(self.micro_batch)]
+        return torch.cat(parts)[: len(seeds)]
+
+    @torch.inference_mode()
+    def floats(self, seeds: Tensor) -> Tensor:
+        """One micro-batch before it is rounded to grey levels: float32 [N, C, H, W]."""
+        with ExitStack() as stack:
+            if self.dtype != torch.float32:
+                stack.enter_context(torch.autocast(self.device.type, self.dtype))
+            if self.device.type == "cpu" and self._eager:
+                stack.enter_context(_SameBitsInEveryPlace())
+            return self.draw(Noise(seeds, self.device), len(seeds)).float()
 
 
-def _normalise_image_by_image(network: nn.Module) -> None:
-    """Make group normalisation on the CPU independent of an image's place in the batch.
+class _SameBitsInEveryPlace(TorchFunctionMode):
+    """Within, an image's last bits do not depend on its place in a batch on the CPU.
 
-    In channels_last order torch cuts the pixels of the whole batch into one part a thread; where a cut falls inside
-    an image its sums are rounded otherwise. In contiguous order each group of each image is summed by itself.
+    Torch cuts a batch into one part a thread. Where a part ends beside a whole vector, SiLU takes another formula
+    for the rest; where a part of a channels_last batch ends inside an image, group normalisation adds that image's
+    pixels in two sums. Both are computed otherwise there, and only there: it costs them twice the time. A rounding
+    apart is enough for another grey level here and there after hundreds of steps.
     """
 
-    def contiguous(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        x = args[0]
-        if x.device.type != "cpu" or len(x) % torch.get_num_threads() == 0:
-            return None
-        return (x.contiguous(), *args[1:])
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.silu and not kwargs.get("inplace") and _ends_beside_a_vector(args[0]):
+            x = args[0].float()
+            return (x / torch.exp(-x).add_(1)).to(args[0].dtype)
+        if func is F.group_norm and len(args[0]) % torch.get_num_threads():
+            return func(args[0].contiguous(), *args[1:], **kwargs)
+        return func(*args, **kwargs)
 
-    for module in network.modules():
-        if "GroupNorm" in type(module).__name__:
-            module.register_forward_pre_hook(contiguous)
+
+def _ends_beside_a_vector(x: Tensor, grain: int = 32768, vector: int = 64) -> bool:
+    """Whether any part of an elementwise operation, of at least `grain` numbers, is not of whole vectors."""
+    parts = max(1, min(torch.get_num_threads(), -(-x.numel() // grain)))
+    return bool(x.numel() % vector or -(-x.numel() // parts) % vector)
 
 
 # --- weights ----------------------------------------------------------------------------------------------

@@ -77,7 +77,9 @@ def load(path: Path) -> Weights:
     """
     tensors, config = read_tensors(path)
     tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
-    return make_weights(tensors, config or _released_config(tensors, path), str(path))
+    if config is None:
+        config = _released_config(tensors, path)
+    return make_weights(tensors, config, str(path))
 
 
 def _released_config(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
