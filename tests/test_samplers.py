@@ -114,7 +114,7 @@ def test_the_whole_chain_of_ddpm_is_that_of_diffusers(variance: str) -> None:
     diffusers computes its constants in float32, where 1 - alpha_bar is rounded by up to 8e-5 of itself at t < 6.
     With constants of float64 its steps are ours.
     """
-    sampler = tiny_sampler("ddpm", options={"variance": variance})
+    sampler = tiny_sampler("ddpm", config=tiny("ddim").config, options={"variance": variance})
     sampler.networks["eps"] = ShrinkingNet()
     assert sampler.expected_nfe == 1000
     scheduler = DDPMScheduler(variance_type=variance, clip_sample=True)

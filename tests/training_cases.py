@@ -1,0 +1,69 @@
+"""A tiny recipe of every trainer, and a few random images to train on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sampler_cases import TINY_NCSNPP, TINY_STYLEGAN2, TINY_UNET
+
+from trilemma_bench import registry
+from trilemma_bench.images import ArrayImages
+from trilemma_bench.kinds import TrainerKind
+from trilemma_bench.training._ema import EmaSpec
+from trilemma_bench.training._loop import Limits, Task, train
+from trilemma_bench.training.stylegan2 import AdaSpec
+
+BATCH = 8
+
+TINY_RECIPES: dict[str, dict[str, Any]] = {
+    "ddgan": {
+        "generator": TINY_NCSNPP,
+        "discriminator": {"class": "small", "nc": 24, "ngf": 2, "t_emb_dim": 8},
+        "r1_interval": 2,
+        "cosine": True,
+    },
+    "ddpm": {"unet": {**TINY_UNET, "dropout": 0.1}, "num_train_steps": 50, "warmup_steps": 4},
+    "stylegan2": {
+        "generator": TINY_STYLEGAN2,
+        "discriminator": {
+            "c_dim": 3, "img_resolution": 16, "channel_base": 128, "channel_max": 8, "architecture": "orig",
+            "mbstd_group_size": 4,
+        },
+        "r1_interval": 3,
+        # Steps of a whole in every batch: the augmentation is on from the second one.
+        "ada": AdaSpec(target=-2.0, interval=1, speed_kimg=0.008),
+    },
+}  # fmt: skip
+
+
+def tiny_recipe(name: str, *, steps: int = 6, **changes: Any) -> Any:
+    """The `cpu-small` recipe of a trainer on a tiny network, `steps` batches of 8 long."""
+    kind: TrainerKind = registry.get("trainer", name)
+    common = {
+        "batch": BATCH, "duration_kimg": steps * BATCH / 1000, "bf16": False,
+        "ema": EmaSpec(halflife_kimg=0.02, rampup=0.5),
+    }  # fmt: skip
+    return kind.recipes["cpu-small"].model_copy(update={**common, **TINY_RECIPES[name], **changes})
+
+
+def tiny_task(name: str, **changes: Any) -> Task:
+    """A new task of a tiny recipe."""
+    kind: TrainerKind = registry.get("trainer", name)
+    task: Task = kind.task(tiny_recipe(name, **changes), torch.device("cpu"))
+    return task
+
+
+def tiny_images(task: Task, count: int = 20) -> ArrayImages:
+    """Random images of the task's shape with three classes."""
+    rng = np.random.default_rng(5)
+    images = rng.integers(0, 256, (count, *task.image_shape), np.uint8)
+    return ArrayImages(images, "random", rng.integers(0, 3, count))
+
+
+def run(task: Task, out: Path, **limits: Any) -> dict[str, Any]:
+    """Train on the random images; by default a checkpoint at the end alone, and a row of the curve for each step."""
+    chosen = {"checkpoint_minutes": 1e9, "log_seconds": 0.0, **limits}
+    return train(task, tiny_images(task), out, limits=Limits(**chosen))
