@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from trilemma_bench import speed
 from trilemma_bench.samplers import ddim
 from trilemma_bench.samplers._helpers import untrained
+from trilemma_bench.spec import TimingSpec
 from trilemma_bench.speed import (
     EvaluationCounter,
     count_parameters,
@@ -24,7 +25,6 @@ from trilemma_bench.speed import (
     time_evaluations,
     time_once,
 )
-from trilemma_bench.spec import TimingSpec
 
 SHAPE = (3, 8, 8)
 

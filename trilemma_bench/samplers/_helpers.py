@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -204,9 +205,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
             return tensors, json.loads(header["config"]) if "config" in header else None
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        first = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        # Torch's own text advises to load what may run code.
+        lines = [] if isinstance(error, pickle.UnpicklingError) else str(error).strip().splitlines()
         raise WeightsError(
-            f"{path}: cannot be read as safetensors or as a plain state dict: {first}. "
+            f"{path}: cannot be read as safetensors or as a plain state dict: "
+            f"{lines[0][:300] if lines else type(error).__name__}. "
             "Files that would run code are refused; save the state dict alone."
         ) from error
     for key in ("ema", "state_dict"):

@@ -42,5 +42,8 @@ def load(folder: Path) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise TrainingError(f"{path}: cannot be read ({error}). Move it away to start this run anew.") from error
+        # Torch's own text is long, and advises to load what may run code.
+        raise TrainingError(
+            f"{path}: cannot be read as a checkpoint ({type(error).__name__}). Move it away to start this run anew."
+        ) from error
     return state
