@@ -263,9 +263,7 @@ def test_several_networks_are_timed_together(ticking: Ticking) -> None:
 
 def test_a_fast_sampler_and_one_of_few_evaluations_are_timed_whole(ticking: Ticking) -> None:
     fast = measure_timing(Steps(ticking, steps=30), rule(), nfe=30.0, load_seconds=0.0)
-    few = measure_timing(
-        Steps(ticking, steps=20), rule(extrapolate_above_seconds=1e-6), nfe=20.0, load_seconds=0.0
-    )
+    few = measure_timing(Steps(ticking, steps=20), rule(extrapolate_above_seconds=1e-6), nfe=20.0, load_seconds=0.0)
     assert (fast.method, few.method) == ("measured", "measured")
 
 

@@ -25,7 +25,7 @@ TINY_RECIPES: dict[str, dict[str, Any]] = {
         "r1_interval": 2,
         "cosine": True,
     },
-    "ddpm": {"unet": {**TINY_UNET, "dropout": 0.1}, "num_train_steps": 50, "warmup_steps": 4},
+    "ddpm": {"unet": {**TINY_UNET, "dropout": 0.1}, "num_train_steps": 10, "warmup_steps": 4},
     "stylegan2": {
         "generator": TINY_STYLEGAN2,
         "discriminator": {
