@@ -606,21 +606,3 @@ def test_every_trainer_has_the_papers_recipe_and_a_small_one(name: str) -> None:
     assert kind.recipes["paper"].batch >= 64
     assert kind.baseline == name
     assert kind.source
-
-
-# --- several processes
-
-SCRIPT = """
-import sys
-import torch
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-torch.set_num_threads(1)
-from accelerate import PartialState
-from training_cases import run, tiny_task
-state = PartialState(cpu=True)
-assert state.num_processes == 2, state
-result = run(tiny_task("ddpm", unet={unet!r}, bf16=False), Path({out!r}))
-assert result["finished"]
-torch.distributed.destroy_process_group()
-"""
