@@ -107,17 +107,16 @@ def test_ddpm_steps_are_those_of_diffusers(steps: int, variance: str, clip: bool
     in_step_with_diffusers(sampler, scheduler, steps)
 
 
-@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
-def test_the_whole_chain_of_ddpm_is_that_of_diffusers(variance: str) -> None:
+def test_the_whole_chain_of_ddpm_is_that_of_diffusers() -> None:
     """All 1000 steps, with a network that costs nothing.
 
     diffusers computes its constants in float32, where 1 - alpha_bar is rounded by up to 8e-5 of itself at t < 6.
     With constants of float64 its steps are ours.
     """
-    sampler = tiny_sampler("ddpm", config=tiny("ddim").config, options={"variance": variance})
+    sampler = tiny_sampler("ddpm", config=tiny("ddim").config, options={"variance": "fixed_small"})
     sampler.networks["eps"] = ShrinkingNet()
     assert sampler.expected_nfe == 1000
-    scheduler = DDPMScheduler(variance_type=variance, clip_sample=True)
+    scheduler = DDPMScheduler(variance_type="fixed_small", clip_sample=True)
     in_step_with_diffusers(sampler, scheduler, 1000, tolerance=1e-4)
     scheduler.alphas_cumprod = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
     in_step_with_diffusers(sampler, scheduler, 1000, tolerance=2e-6)

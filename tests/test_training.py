@@ -7,6 +7,9 @@ import json
 import math
 import os
 import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -606,3 +609,55 @@ def test_every_trainer_has_the_papers_recipe_and_a_small_one(name: str) -> None:
     assert kind.recipes["paper"].batch >= 64
     assert kind.baseline == name
     assert kind.source
+
+
+# --- several processes
+
+TWO = """
+import sys
+import torch
+from pathlib import Path
+from accelerate import PartialState
+from training_cases import run, tiny_task
+out, state = Path({out!r}), PartialState(cpu=True)
+assert state.num_processes == 2
+assert run(tiny_task("ddpm", unet={unet!r}), out)["finished"]
+# One process is out of time: both stop, or the other would wait for it for ever.
+limit = 0.0 if state.process_index else None
+assert run(tiny_task("ddpm", unet={unet!r}), out / "stopped", minutes=limit)["images_seen"] == 0
+# The augmentation's controller sees the logits of both: one whole batch is its interval.
+task = tiny_task("stylegan2")
+run(task, out / "stylegan2", kimg=0.008)
+assert task.controller.p == 1.0, task.controller
+assert run(tiny_task("ddgan"), out / "ddgan", kimg=0.016)["images_seen"] == 16
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_train_to_the_weights_of_one(tmp_path: Path) -> None:
+    """Without dropout DDPM is exact up to the order of sums; minibatch deviations make the GANs another thing."""
+    run(tiny_task("ddpm", unet=TINY_UNET), tmp_path / "one")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    # What `accelerate launch` sets for each process; without a GPU it starts several through MPI alone.
+    tests = Path(__file__).parent
+    common = {
+        **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]),
+        "ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+    }  # fmt: skip
+    command = [sys.executable, "-c", TWO.format(unet=TINY_UNET, out=str(tmp_path / "two"))]
+    started = [
+        subprocess.Popen(command, env={**common, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE)
+        for rank in "01"
+    ]
+    try:
+        errors = [process.communicate(timeout=240)[1].decode()[-2000:] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], errors
+    one, two = (state_of(tmp_path / name) for name in ("one", "two"))
+    assert one["step"] == two["step"] == 6
+    for key, weight in one["networks"]["eps"].items():
+        torch.testing.assert_close(two["networks"]["eps"][key], weight, atol=2e-5, rtol=1e-4, msg=key)

@@ -31,6 +31,13 @@ from trilemma_bench.samplers._helpers import (
 )
 from trilemma_bench.spec import Frozen
 
+TOLERANCE = (2, 0.001)
+"""Over twice what was measured: 1 grey level, in 3.3e-4 of the values of the worst of 200 images (4e-5 of all values).
+
+With the shipped weights: micro-batches of 1, 7, 50 and 100, one and two threads, and AVX2 against AVX-512.
+`test_other_batches_and_threads_stay_within_half_the_tolerance` holds it.
+"""
+
 
 class Options(Frozen):
     """`num_timesteps` T overrides what the weights' configuration says (authors' files do not say)."""
@@ -110,6 +117,6 @@ def build(options: Options, weights: Weights, **settings: Any) -> DDGANSampler:
 
 
 SAMPLER = SamplerKind(
-    name="ddgan", family="ddgan", options=Options, build=build, load=load, baseline="ddgan", tolerance=(2, 0.002),
+    name="ddgan", family="ddgan", options=Options, build=build, load=load, baseline="ddgan", tolerance=TOLERANCE,
     source="Xiao, Kreis & Vahdat 2022, arXiv 2112.07804",
 )  # fmt: skip

@@ -27,6 +27,13 @@ from trilemma_bench.samplers._helpers import (
 )
 from trilemma_bench.spec import Frozen
 
+TOLERANCE = (2, 0.001)
+"""Over twice what was measured: 1 grey level, in 3.3e-4 of the values of the worst of 200 images (4e-5 of all values).
+
+With the shipped weights: micro-batches of 1, 7, 50 and 100, one and two threads, and AVX2 against AVX-512.
+`test_other_batches_and_threads_stay_within_half_the_tolerance` holds it.
+"""
+
 
 class Options(Frozen):
     """The authors' default evaluation: random noise, no truncation."""
@@ -86,5 +93,5 @@ def build(options: Options, weights: Weights, **settings: Any) -> StyleGAN2Sampl
 
 SAMPLER = SamplerKind(
     name="stylegan2", family="gan", options=Options, build=build, load=load, baseline="stylegan2",
-    tolerance=(2, 0.002), source="Karras et al. 2020, arXiv 2006.06676",
+    tolerance=TOLERANCE, source="Karras et al. 2020, arXiv 2006.06676",
 )  # fmt: skip

@@ -57,7 +57,7 @@ RECIPES = {
             "attn_resolutions": [8], "n_mlp": 3, "nz": 64, "z_emb_dim": 128,
         },
         discriminator={"class": "small", "nc": 24, "ngf": 24, "t_emb_dim": 128},
-        lr_g=4e-4, lr_d=3e-4, cosine=False, r1_gamma=0.05, r1_interval=15,
+        lr_g=5e-4, lr_d=8e-4, cosine=False, r1_gamma=0.05, r1_interval=15,
     ),
 }  # fmt: skip
 
