@@ -74,3 +74,17 @@ def test_wilson_interval_holds_the_truth_in_19_of_20_cases(fraction: float) -> N
 
 def test_proportion_stderr_is_the_root_of_p_q_over_n() -> None:
     assert stats.proportion_stderr(30, 100) == pytest.approx(math.sqrt(0.3 * 0.7 / 100))
+
+
+def test_moments_far_from_the_origin_lose_nothing() -> None:
+    features = np.random.default_rng(3).standard_normal((5001, 3)) * [1, 2, 3] + 1e6
+    assert np.allclose(stats.moments(features).cov, np.cov(features - 1e6, rowvar=False), rtol=1e-8)
+
+
+def test_moments_do_not_depend_on_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = np.random.default_rng(3).standard_normal((1000, 7)).astype(np.float32)
+    whole = stats.moments(features)
+    monkeypatch.setattr(stats, "_BLOCK", 64)
+    blocks = stats.moments(features)
+    assert np.allclose(whole.mean, blocks.mean, atol=1e-15)
+    assert np.allclose(whole.cov, blocks.cov, rtol=1e-12)

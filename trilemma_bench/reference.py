@@ -20,7 +20,7 @@ import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib import metadata, resources
@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trilemma_bench import __version__, registry
+from trilemma_bench import __version__, registry, stats
 from trilemma_bench.errors import ProtocolError, StoreError
 from trilemma_bench.images import image_digests, sum_digests
 from trilemma_bench.kinds import Array, Extractor, ImageSet, Moments, Reference
@@ -45,7 +45,8 @@ FORMAT = 1
 MAX_DIMENSIONS = 16_384
 """A covariance of more has over 2 GB."""
 
-_BLOCK = 2000
+_READ = 250
+"""Images that are read at once, about."""
 _ARRAYS = ("features", "logits", "components", "centre", "train_sketch", "held_out_sketch")
 
 
@@ -132,7 +133,7 @@ def reference_from_features(
             raise ProtocolError(
                 f"features of the splits have {train.shape[1]} and {held_out.shape[1]} columns. Use one extractor."
             )
-    moments = moments_of(train)
+    moments = stats.moments(train)
     components = principal_axes(moments.cov, min(spec.sketch_dim, len(train) - 1, train.shape[1]))
     centre = moments.mean.astype(np.float32)
     chosen = np.random.default_rng(spec.seed).permutation(len(train))[: spec.num_features]
@@ -185,22 +186,6 @@ def describe(
 def canonical_order(digests: Sequence[bytes]) -> npt.NDArray[np.int64]:
     """Indices that put images into the order of their digests."""
     return np.array(sorted(range(len(digests)), key=digests.__getitem__), np.int64)
-
-
-def moments_of(features: Array) -> Moments:
-    """Count, mean and covariance (over N - 1) in float64, block by block: no float64 copy of the whole.
-
-    In two passes, so that nothing cancels however far from the origin the features lie.
-    """
-    total = np.zeros(features.shape[1])
-    for _, block in _blocks(features):
-        total += block.sum(0)
-    mean = total / len(features)
-    products = np.zeros((features.shape[1],) * 2)
-    for _, block in _blocks(features):
-        block -= mean
-        products += block.T @ block
-    return Moments(n=len(features), mean=mean, cov=_symmetric(products / (len(features) - 1)))
 
 
 def principal_axes(cov: Float64, count: int) -> Float32:
@@ -336,7 +321,7 @@ def _extract(
     place[canonical_order(digests)] = np.arange(len(digests))
     features: Array | None = None
     # Whole batches of the extractor, so that nothing is padded but the end.
-    step = max(1, _BLOCK // 8 // extractor.batch_size) * extractor.batch_size
+    step = max(1, _READ // extractor.batch_size) * extractor.batch_size
     for start in range(0, len(images), step):
         stop = min(start + step, len(images))
         block = extractor.extract(images.read(start, stop))["features"]
@@ -361,20 +346,15 @@ def _check_features(features: Array, what: str, *, minimum: int) -> None:
             f"features of {what} have {features.shape[1]} columns; a covariance of at most {MAX_DIMENSIONS} "
             "fits. Use an extractor with fewer."
         )
-    for start, block in _blocks(features):
+    for start, block in stats.blocks(features):
         finite = np.isfinite(block).all(1)
         if not finite.all():
             row = start + int(finite.argmin())
             raise ProtocolError(f"features of {what}: row {row} holds NaN or Inf. Look for broken images.")
 
 
-def _blocks(features: Array) -> Iterator[tuple[int, Float64]]:
-    for start in range(0, len(features), _BLOCK):
-        yield start, features[start : start + _BLOCK].astype(np.float64)
-
-
 def _sketch(features: Array, centre: Float32, components: Float32) -> Float32:
-    parts = [(block.astype(np.float32) - centre) @ components for _, block in _blocks(features)]
+    parts = [(block.astype(np.float32) - centre) @ components for _, block in stats.blocks(features)]
     return _rounded(np.concatenate(parts))
 
 

@@ -1,4 +1,4 @@
-"""Standard errors and intervals: pure functions, no random state of their own.
+"""Moments, standard errors and intervals: pure functions, no random state of their own.
 
 All intervals are 95 %. None of them knows of a bias that a metric has at a finite number of samples; they say how
 far the same experiment with other samples, of the same number, would have come out.
@@ -7,14 +7,18 @@ far the same experiment with other samples, of the same number, would have come 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtri, stdtrit
 
+from trilemma_bench.kinds import Array, Moments
+
 Float64 = npt.NDArray[np.float64]
 
 _UPPER = 0.975
+_BLOCK = 2000
 
 
 def group_labels(count: int, *, groups: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -101,3 +105,26 @@ def proportion_stderr(successes: int, count: int) -> float:
     """Standard error of a fraction of independent trials: sqrt(p (1 - p) / count)."""
     fraction = successes / count
     return math.sqrt(fraction * (1 - fraction) / count)
+
+
+def moments(features: Array) -> Moments:
+    """Count, mean and covariance (over n - 1) of finite features, float [N, D] with N >= 2, in float64.
+
+    In two passes over blocks: no float64 copy of the whole, and nothing cancels however far from the origin they lie.
+    """
+    total = np.zeros(features.shape[1])
+    for _, block in blocks(features):
+        total += block.sum(0)
+    mean = total / len(features)
+    products = np.zeros((features.shape[1],) * 2)
+    for _, block in blocks(features):
+        block -= mean
+        products += block.T @ block
+    upper = np.triu(products / (len(features) - 1))
+    return Moments(n=len(features), mean=mean, cov=upper + np.triu(upper, 1).T)
+
+
+def blocks(features: Array) -> Iterator[tuple[int, Float64]]:
+    """(first row, rows in float64) over features of any size, which may be mapped from a file."""
+    for start in range(0, len(features), _BLOCK):
+        yield start, features[start : start + _BLOCK].astype(np.float64)

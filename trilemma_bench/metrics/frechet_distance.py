@@ -34,55 +34,14 @@ from trilemma_bench.record import Score, ScoreKind
 Float64 = _helpers.Float64
 
 
-class RunningMoments:
-    """Count, mean and scatter of features that come in batches (Chan, Golub and LeVeque 1983), in float64."""
-
-    def __init__(self) -> None:
-        self.n = 0
-        self._mean: Float64 = np.zeros(0)
-        self._scatter: Float64 = np.zeros((0, 0))
-
-    def add(self, features: Array) -> None:
-        """Add a batch, float [B, D] with B >= 1.
-
-        Raises:
-            ProtocolError: Not finite, of a wrong shape, or of another width than before.
-        """
-        features = _helpers.check_features(features, what="features")
-        if self.n == 0:
-            self._mean, self._scatter = np.zeros(features.shape[1]), np.zeros((features.shape[1],) * 2)
-        _helpers.check_same_width(self._mean[None], features)
-        for start in range(0, len(features), _helpers.TILE):
-            self._add_tile(features[start : start + _helpers.TILE].astype(np.float64))
-
-    def _add_tile(self, tile: Float64) -> None:
-        added, mean = len(tile), tile.mean(axis=0)
-        centred, shift, total = tile - mean, mean - self._mean, self.n + len(tile)
-        self._scatter += centred.T @ centred
-        self._scatter += np.outer(shift, shift) * (self.n * added / total)
-        self._mean = self._mean + shift * (added / total)
-        self.n = total
-
-    def result(self) -> Moments:
-        """Moments of all that was added.
-
-        Raises:
-            ProtocolError: Fewer than two samples.
-        """
-        if self.n < 2:
-            raise ProtocolError(f"a covariance needs at least 2 samples; got {self.n}. Give more images.")
-        return Moments(n=self.n, mean=self._mean.copy(), cov=self._scatter / (self.n - 1))
-
-
 def moments(features: Array) -> Moments:
     """Mean and covariance (over n - 1) of features, float [N, D] with N >= 2, in float64.
 
     Raises:
         ProtocolError: Fewer than two samples, a wrong shape, or features that are not finite.
     """
-    running = RunningMoments()
-    running.add(features)
-    return running.result()
+    why = "a covariance needs two samples"
+    return stats.moments(_helpers.check_features(features, what="features", minimum=2, why=why))
 
 
 def frechet_distance(*, real: Moments, generated: Moments) -> float:

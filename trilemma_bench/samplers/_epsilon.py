@@ -1,8 +1,9 @@
-"""What the samplers of one epsilon-prediction network share: the network, its chain, its files."""
+"""What the samplers of one epsilon-prediction network share: the network, its chain and the way down it, its files."""
 
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,15 @@ from trilemma_bench.diffusion import Chain, linear_betas
 from trilemma_bench.errors import WeightsError
 from trilemma_bench.kinds import Weights
 from trilemma_bench.nets import unet
-from trilemma_bench.samplers._helpers import ImageSampler, built, make_weights, network_of, read_tensors
+from trilemma_bench.samplers._helpers import (
+    X_T,
+    ImageSampler,
+    Noise,
+    built,
+    make_weights,
+    network_of,
+    read_tensors,
+)
 
 TOLERANCE = (2, 0.002)
 """Twice what was measured: 1 grey level, in 9.8e-4 of the values of the worst image (2.0e-4 of all values).
@@ -25,7 +34,12 @@ DDIM in 50 steps (eta 0 and 1) and 200, DDPM in 200, and DDPM's shipped images o
 
 
 class EpsilonSampler(ImageSampler):
-    """A sampler over `Chain` with a network that predicts the noise in x_t."""
+    """A sampler over `Chain` with a network that predicts the noise in x_t; a sampler is its `step`.
+
+    `pairs` are the steps (t, t_prev) that it takes.
+    """
+
+    pairs: list[tuple[int, int]]
 
     def __init__(self, name: str, weights: Weights, **settings: Any) -> None:
         config = weights.config
@@ -39,6 +53,20 @@ class EpsilonSampler(ImageSampler):
         super().__init__(name, {"eps": net}, (channels, size, size), identity=weights.digest, **settings)
         betas = config.get("betas") or {}
         self.chain = Chain(linear_betas(int(config.get("num_train_steps", 1000)), **betas))
+
+    @property
+    def expected_nfe(self) -> int:
+        return len(self.pairs)
+
+    def draw(self, noise: Noise, count: int) -> Tensor:
+        x = noise.normal(*self.image_shape, stream=X_T)
+        for t, t_prev in self.pairs:
+            x = self.step(x, self.predict_noise(x, t), t, t_prev, noise)
+        return x
+
+    @abstractmethod
+    def step(self, x: Tensor, eps: Tensor, t: int, t_prev: int, noise: Noise) -> Tensor:
+        """x_{t_prev} given x_t and the predicted noise in it; t_prev = -1 is the clean image."""
 
     def predict_noise(self, x_t: Tensor, t: int) -> Tensor:
         """eps float32 [N, C, H, W] at one step for the whole micro-batch."""

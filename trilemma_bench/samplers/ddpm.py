@@ -15,7 +15,7 @@ from torch import Tensor
 from trilemma_bench.diffusion import Spacing, ddim_pairs, predict_x0
 from trilemma_bench.kinds import SamplerKind, Weights
 from trilemma_bench.samplers._epsilon import TOLERANCE, EpsilonSampler, load
-from trilemma_bench.samplers._helpers import STEP, X_T, Noise
+from trilemma_bench.samplers._helpers import STEP, Noise
 from trilemma_bench.spec import Frozen
 
 
@@ -36,18 +36,7 @@ class DDPMSampler(EpsilonSampler):
         self.options = options
         self.pairs = ddim_pairs(len(self.chain), options.steps or len(self.chain), options.spacing)
 
-    @property
-    def expected_nfe(self) -> int:
-        return len(self.pairs)
-
-    def draw(self, noise: Noise, count: int) -> Tensor:
-        x = noise.normal(*self.image_shape, stream=X_T)
-        for t, t_prev in self.pairs:
-            x = self.step(x, self.predict_noise(x, t), t, t_prev, noise)
-        return x
-
     def step(self, x: Tensor, eps: Tensor, t: int, t_prev: int, noise: Noise) -> Tensor:
-        """x_{t_prev} given x_t and the predicted noise in it; t_prev = -1 is the clean image, without noise."""
         now, before = self.alpha_bar(t), self.alpha_bar(t_prev)
         beta = 1 - now / before
         x0 = predict_x0(x, eps, now)
