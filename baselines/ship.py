@@ -30,7 +30,8 @@ def ship(name: str, run: Path, *, command: str, cpu: str, compiled: bool) -> Non
     folder = HERE / name
     folder.mkdir(exist_ok=True)
     about = json.loads((run / "run.json").read_text())
-    shutil.copyfile(run / "weights.safetensors", folder / "weights.safetensors")
+    for file in ("weights.safetensors", "resume.safetensors"):
+        shutil.copyfile(run / file, folder / file)
     thin_curve(run / "curve.csv", folder / "curve.csv")
     grids = sorted((run / "grids").glob("*.png"))
     shutil.copyfile(grids[-1], folder / "grid.png")
@@ -66,7 +67,7 @@ def ship(name: str, run: Path, *, command: str, cpu: str, compiled: bool) -> Non
         "batch": recipe["batch"],
         "seed": recipe["seed"],
         "commit": commit,
-        "resume": "the optimiser's state is not shipped",
+        "resume": "from resume.safetensors by --resume; the optimisers' moments are not shipped and warm up anew",
     }
     lines = [f"{key} = {toml(value)}" for key, value in top.items()]
     lines += ["", "[training]", *(f"{key} = {toml(value)}" for key, value in training.items())]

@@ -29,7 +29,7 @@ from trilemma_bench.nets import ncsnpp, stylegan2, unet
 from trilemma_bench.samplers._helpers import read_tensors
 from trilemma_bench.training import _checkpoint
 from trilemma_bench.training._ema import EmaSpec, ema_copy, ema_update
-from trilemma_bench.training._loop import Feed, Step, Task, batch_indices, write_weights
+from trilemma_bench.training._loop import WARM_UP_STEPS, Feed, Step, Task, batch_indices, write_weights
 from trilemma_bench.training.ddgan import RECIPES, DDGANTask, cosine_lr, fake_loss, r1_penalty, real_loss
 
 NAMES = registry.names("trainer")
@@ -176,10 +176,7 @@ def test_min_snr_weighs_the_clean_steps_less() -> None:
 
 def test_ddpm_learning_rate_warms_up_and_stays() -> None:
     task = tiny_task("ddpm", warmup_steps=4, lr=0.8e-3)
-    images, rates = torch.zeros(BATCH, *task.image_shape), []
-    for number in range(6):
-        task.step(images, None, Step(number, 0, torch.Generator()))
-        rates.append(task.optimizers["eps"].param_groups[0]["lr"])
+    rates = [task.rates(Step(number, 0, torch.Generator()))["eps"] for number in range(6)]
     assert rates == pytest.approx([0.2e-3, 0.4e-3, 0.6e-3, 0.8e-3, 0.8e-3, 0.8e-3])
 
 
@@ -200,7 +197,7 @@ def test_ddgan_learning_rates_fall_on_the_cosine_of_torch_once_an_epoch() -> Non
 @pytest.mark.parametrize("cosine", [True, False])
 def test_ddgan_sets_both_learning_rates_by_its_recipe(cosine: bool) -> None:
     task = tiny_task("ddgan", cosine=cosine, duration_kimg=100, lr_g=2e-4, lr_d=1e-4)
-    task.step(torch.zeros(BATCH, *task.image_shape), None, Step(1, 50_000, torch.Generator()))
+    task.set_rates(Step(1, 50_000, torch.Generator()))
     rates = [task.optimizers[name].param_groups[0]["lr"] for name in ("G", "D")]
     assert rates == pytest.approx([(2e-4 + 1e-5) / 2, (1e-4 + 1e-5) / 2] if cosine else [2e-4, 1e-4])
 
@@ -507,7 +504,9 @@ def test_a_run_leaves_a_curve_a_grid_its_recipe_and_weights_that_sample(name: st
     task = tiny_task(name)
     run(task, tmp_path, kimg=3 * BATCH / 1000)
     files = {path.name for path in tmp_path.iterdir()}
-    assert files == {"checkpoint.pt", "weights.safetensors", "curve.csv", "run.json", "grids"}
+    assert files == {
+        "checkpoint.pt", "weights.safetensors", "resume.safetensors", "curve.csv", "run.json", "grids", "snapshots",
+    }  # fmt: skip
     rows = curve(tmp_path)
     assert [int(row["images_seen"]) for row in rows] == [BATCH, 2 * BATCH, 3 * BATCH]
     losses = [key for key in rows[0] if key.startswith("loss")]
@@ -560,7 +559,7 @@ def test_progress_is_reported_with_losses(tmp_path: Path) -> None:
 
 def test_large_weights_are_not_lost_in_half_precision(tmp_path: Path) -> None:
     tensors = {"large": torch.tensor([1e6, 1.0]), "small": torch.tensor([0.1]), "whole": torch.tensor([3])}
-    write_weights(tmp_path / "w.safetensors", tensors, {"a": [1, 2]})
+    write_weights(tmp_path / "w.safetensors", tensors, config={"a": [1, 2]})
     found, config = read_tensors(tmp_path / "w.safetensors")
     assert config == {"a": [1, 2]}
     assert {key: value.dtype for key, value in found.items()} == {
@@ -609,6 +608,62 @@ def test_every_trainer_has_the_papers_recipe_and_a_small_one(name: str) -> None:
     assert kind.recipes["paper"].batch >= 64
     assert kind.baseline == name
     assert kind.source
+
+
+# --- from the weights of an earlier run
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_starts_from_the_weights_of_another(name: str, tmp_path: Path) -> None:
+    """Networks, averages, step, clock and curve go on; in fp16, as a baseline's folder holds them."""
+    run(tiny_task(name), tmp_path / "first", kimg=3 * BATCH / 1000)
+    (tmp_path / "first" / "checkpoint.pt").unlink()
+    task = tiny_task(name)
+    result = run(task, tmp_path / "second", minutes=0.0, start=tmp_path / "first")
+    assert (result["finished"], result["images_seen"]) == (False, 3 * BATCH)
+    assert result["hours"] > 0
+    for file in ("weights.safetensors", "resume.safetensors"):
+        assert_same(*(read_tensors(tmp_path / part / file)[0] for part in ("first", "second")))
+    assert curve(tmp_path / "second") == curve(tmp_path / "first")
+    assert task.extra == state_of(tmp_path / "second")["extra"]
+    assert run(tiny_task(name), tmp_path / "second")["finished"]
+    assert [int(row["images_seen"]) for row in curve(tmp_path / "second")] == [BATCH * n for n in range(1, 7)]
+
+
+def test_learning_rates_warm_up_where_moments_are_new_and_there_alone(tmp_path: Path) -> None:
+    """Without moments the first step of Adam is a whole learning rate for every weight."""
+    full = tiny_task("ddpm", warmup_steps=1).optimizers["eps"].param_groups[0]["lr"]
+
+    def rates(out: Path, **settings: Any) -> list[float]:
+        task, found = tiny_task("ddpm", warmup_steps=1), []
+        original = task.step
+        task.step = lambda *a: (found.append(task.optimizers["eps"].param_groups[0]["lr"]), original(*a))[1]
+        run(task, out, **settings)
+        return [rate / full for rate in found]
+
+    assert rates(tmp_path / "first", kimg=3 * BATCH / 1000) == [1, 1, 1]
+    started = rates(tmp_path / "second", kimg=5 * BATCH / 1000, start=tmp_path / "first")
+    assert started == pytest.approx([1 / WARM_UP_STEPS, 2 / WARM_UP_STEPS])
+    assert rates(tmp_path / "second") == pytest.approx([3 / WARM_UP_STEPS])
+
+
+def test_what_a_run_cannot_start_from_is_refused(tmp_path: Path) -> None:
+    run(tiny_task("ddpm"), tmp_path / "first", kimg=BATCH / 1000)
+    for other in (tiny_task("ddpm", lr=0.5), tiny_task("ddgan")):
+        with pytest.raises(TrainingError, match="run of another recipe.*the recipe that its card names"):
+            run(other, tmp_path / "other", start=tmp_path / "first")
+    (tmp_path / "first" / "resume.safetensors").write_bytes(b"no")
+    with pytest.raises(TrainingError, match=r"resume.safetensors: cannot be read"):
+        run(tiny_task("ddpm"), tmp_path / "other", start=tmp_path / "first")
+    (tmp_path / "first" / "resume.safetensors").unlink()
+    with pytest.raises(TrainingError, match=r"holds weights.safetensors and resume.safetensors"):
+        run(tiny_task("ddpm"), tmp_path / "other", start=tmp_path / "first")
+
+
+def test_snapshots_are_evenly_spaced_on_a_logarithmic_axis(tmp_path: Path) -> None:
+    run(tiny_task("ddpm"), tmp_path, checkpoint_minutes=0.0, snapshot_growth=1.5)
+    kept = sorted(int(path.stem) // BATCH for path in (tmp_path / "snapshots").iterdir())
+    assert kept == [1, 2, 3, 5]
 
 
 # --- several processes

@@ -63,7 +63,7 @@ def tiny_images(task: Task, count: int = 20) -> ArrayImages:
     return ArrayImages(images, "random", rng.integers(0, 3, count))
 
 
-def run(task: Task, out: Path, **limits: Any) -> dict[str, Any]:
+def run(task: Task, out: Path, start: Path | None = None, **limits: Any) -> dict[str, Any]:
     """Train on the random images; by default a checkpoint at the end alone, and a row of the curve for each step."""
     chosen = {"checkpoint_minutes": 1e9, "log_seconds": 0.0, **limits}
-    return train(task, tiny_images(task), out, limits=Limits(**chosen))
+    return train(task, tiny_images(task), out, limits=Limits(**chosen), start=start)

@@ -304,6 +304,9 @@ def train(
     minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes; start again to go on.")] = None,
     device: Annotated[str | None, typer.Option(help="Where to train; else a GPU where there is one.")] = None,
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the networks.")] = False,
+    resume: Annotated[
+        Path | None, typer.Option(help="Start a new run from the networks of a baseline's or another run's folder.")
+    ] = None,
     data_root: DataRootOption = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -316,7 +319,7 @@ def train(
     with _training_bar(quiet) as report:
         result = train_model(
             model, dataset=dataset, recipe=recipe, out=out, kimg=kimg, minutes=minutes, device=device,
-            compile=compile, data_root=data_root, report=report,
+            compile=compile, data_root=data_root, resume=resume, report=report,
         )  # fmt: skip
     if not quiet:
         done = "finished" if result["finished"] else "stopped; the same command goes on"

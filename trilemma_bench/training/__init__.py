@@ -21,6 +21,7 @@ def train_model(
     device: str | None = None,
     compile: bool = False,
     data_root: Path | None = None,
+    resume: Path | None = None,
     report: Callable[[Progress], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Train a baseline by one of its recipes, or go on with the run that `out` holds.
@@ -35,6 +36,8 @@ def train_model(
         device: Where to train; None is this process's GPU where there is one, else the CPU.
         compile: Whether networks go through torch.compile.
         data_root: Where data sets lie.
+        resume: Folder of an earlier run or of a baseline whose networks a new run in `out` starts from, without the
+            optimisers' moments; a run that `out` holds already goes on by itself.
         report: Told of losses and rate every few seconds.
 
     Returns:
@@ -70,4 +73,4 @@ def train_model(
             f"{list(task.image_shape)}."
         )
     limits = Limits(minutes=minutes, kimg=kimg)
-    return train(task, data, Path(out), limits=limits, report=report)
+    return train(task, data, Path(out), limits=limits, start=resume, report=report)

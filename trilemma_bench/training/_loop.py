@@ -9,12 +9,13 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
-from trilemma_bench.errors import TrainingError
+from trilemma_bench.errors import TrainingError, WeightsError
 from trilemma_bench.images import to_uint8, write_grid
 from trilemma_bench.kinds import ImageSet
 from trilemma_bench.spec import Frozen
@@ -74,7 +75,7 @@ class Task(ABC):
     """A family in training.
 
     `networks` are trained, `averaged` names those whose average is kept; `optimizers` are stepped by `step`.
-    `extra` is state of other kinds that a checkpoint must hold (numbers and tensors).
+    `extra` is state of other kinds that a checkpoint must hold: numbers, text and tensors.
     """
 
     networks: dict[str, nn.Module]
@@ -100,8 +101,13 @@ class Task(ABC):
         """Images of the averaged network at fixed noise, float [num_images, C, H, W] in [-1, 1]."""
 
     @abstractmethod
-    def weights(self) -> dict[str, Tensor]:
-        """The averaged weights that a sampler loads, with the authors' keys."""
+    def rates(self, step: Step) -> dict[str, float]:
+        """The learning rate of each optimiser at this step, by name."""
+
+    @property
+    @abstractmethod
+    def product(self) -> nn.Module:
+        """The averaged network that a sampler loads; its state dict has the authors' keys."""
 
     def set_up(self) -> None:
         """Move to the device, choose the layout, start the averages, compile: call at the end of `__init__`."""
@@ -116,6 +122,12 @@ class Task(ABC):
     def autocast(self) -> torch.autocast:
         """bf16 where the recipe asks for it."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16)
+
+    def set_rates(self, step: Step, warmth: float = 1.0) -> None:
+        """Give the optimisers their learning rates of this step, times `warmth`."""
+        for name, rate in self.rates(step).items():
+            for group in self.optimizers[name].param_groups:
+                group["lr"] = rate * warmth
 
     def update(self, name: str, loss: Tensor, *, clip: float | None = None) -> None:
         """Back-propagate into one network alone, average over processes, and step its optimiser."""
@@ -144,10 +156,10 @@ class Task(ABC):
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state` gave."""
+        """Take back what `state` gave; a kind that is not there stays as it is."""
         for kind in ("networks", "averages", "optimizers"):
-            for name, module in getattr(self, kind).items():
-                module.load_state_dict(state[kind][name])
+            for name, part in state.get(kind, {}).items():
+                getattr(self, kind)[name].load_state_dict(part)
         self.extra = dict(state["extra"])
 
 
@@ -225,13 +237,35 @@ class Feed:
 
 @dataclass
 class Limits:
-    """When to stop and how often to write; times in minutes, `kimg` in thousands of images."""
+    """When to stop and how often to write; times in minutes, `kimg` in thousands of images.
+
+    A snapshot is kept whenever the images seen are `snapshot_growth` times those of the last.
+    """
 
     minutes: float | None = None
     kimg: float | None = None
     checkpoint_minutes: float = 3.0
     grid_minutes: float = 10.0
     log_seconds: float = 10.0
+    snapshot_growth: float = 1.25
+
+
+WARM_UP_STEPS = 500
+"""Steps over which learning rates rise where the optimisers' moments had to be made anew."""
+NEVER = -WARM_UP_STEPS
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run stands: steps done, seconds of training, and the step at which the moments were made anew."""
+
+    step: int = 0
+    seconds: float = 0.0
+    moments_from: int = NEVER
+
+    def at(self, step: int, seconds: float) -> Place:
+        """The same run later."""
+        return replace(self, step=step, seconds=seconds)
 
 
 @dataclass(frozen=True)
@@ -250,17 +284,25 @@ def train(
     out: Path,
     *,
     limits: Limits | None = None,
+    start: Path | None = None,
     report: Callable[[Progress], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Train until the recipe's duration, a time limit or a signal; go on from `out/checkpoint.pt` if it is there.
 
-    Writes `checkpoint.pt`, `weights.safetensors` (averaged), `curve.csv`, `grids/*.png` and `run.json` into `out`.
+    Where there is none, `start` is a folder to start from: `weights.safetensors` (averaged) and `resume.safetensors`
+    (as trained) of an earlier run, both in fp16 and without the optimisers' moments. Step, order of the data and
+    averages go on where they were; learning rates rise from nothing to their value over `WARM_UP_STEPS` steps.
+
+    Writes `checkpoint.pt`, `weights.safetensors`, `resume.safetensors`, `curve.csv`, `grids/*.png`,
+    `snapshots/*.safetensors` (averaged weights, each after a quarter more images than the one before) and `run.json`
+    into `out`.
 
     Returns:
         `images_seen`, `hours`, `finished`, and the last `losses`.
 
     Raises:
-        TrainingError: A loss that is not finite: the last good checkpoint stays; or an `out` of another recipe.
+        TrainingError: A loss that is not finite: the last good checkpoint stays; or an `out` or `start` of another
+            recipe.
     """
     limits = limits or Limits()
     process = PartialState()
@@ -268,7 +310,8 @@ def train(
     if recipe.batch % process.num_processes:
         raise TrainingError(f"a batch of {recipe.batch} cannot be cut into {process.num_processes} processes.")
     out.mkdir(parents=True, exist_ok=True)
-    number, seconds = _resume(task, out)
+    place = _resume(task, out) or (_start_from(task, start, out) if start else Place())
+    number, seconds = place.step, place.seconds
     feed = Feed(data.read(0, len(data)), data.labels, recipe, task.device)
     kimg = recipe.duration_kimg if limits.kimg is None else limits.kimg
     total = math.ceil(kimg * 1000 / recipe.batch)
@@ -281,6 +324,7 @@ def train(
                         process.num_processes)  # fmt: skip
             # Dropout alone draws from torch's global generator.
             torch.manual_seed(_key(recipe.seed, number) + process.process_index)
+            task.set_rates(step, warmth=min(1.0, (number - place.moments_from + 1) / WARM_UP_STEPS))
             found = task.step(*feed(step), step)
             task.average(step)
             number += 1
@@ -288,8 +332,8 @@ def train(
                 losses = _finite(found, number, out)
                 rate = writer.log(number * recipe.batch, clock.seconds, losses)
                 report(Progress(number * recipe.batch, total * recipe.batch, rate, losses))
-            writer.save_if_due(number, clock.seconds)
-    writer.save(number, clock.seconds)
+            writer.save_if_due(place.at(number, clock.seconds))
+    writer.save(place.at(number, clock.seconds))
     return {
         "images_seen": number * recipe.batch,
         "hours": clock.seconds / 3600,
@@ -332,19 +376,49 @@ def _finite(losses: Mapping[str, Tensor], number: int, out: Path) -> dict[str, f
     return values
 
 
-def _resume(task: Task, out: Path) -> tuple[int, float]:
+def _resume(task: Task, out: Path) -> Place | None:
     state = _checkpoint.load(out)
     if state is None:
-        return 0, 0.0
-    if state["recipe"] != task.recipe.digest:
-        raise TrainingError(
-            f"{out} holds a run of another recipe (digest {state['recipe'][:12]}, this one is "
-            f"{task.recipe.digest[:12]}). Give another --out."
-        )
+        return None
+    _check_recipe(task, state["recipe"], out, "Give another --out.")
     task.load_state(state["task"])
     if PartialState().is_main_process:
         _cut_curve(out / "curve.csv", int(state["step"]) * task.recipe.batch)
-    return int(state["step"]), float(state["seconds"])
+    return Place(int(state["step"]), float(state["seconds"]), int(state.get("moments_from", NEVER)))
+
+
+def _start_from(task: Task, folder: Path, out: Path) -> Place:
+    """Networks, averages and curve of a run whose folder keeps no checkpoint, such as a shipped baseline."""
+    networks, about = _read_weights(folder / "resume.safetensors")
+    averaged, _ = _read_weights(folder / "weights.safetensors")
+    _check_recipe(task, str(about.get("recipe")), folder, "Train by the recipe that its card names.")
+    try:
+        task.load_state({"networks": _by_network(networks), "extra": about["extra"]})
+        task.product.load_state_dict(averaged)
+    except (RuntimeError, KeyError, WeightsError) as error:
+        raise TrainingError(f"{folder}: does not hold the networks of this recipe: {str(error)[:300]}") from error
+    step = int(about["step"])
+    if PartialState().is_main_process and (folder / "curve.csv").is_file():
+        shutil.copyfile(folder / "curve.csv", out / "curve.csv")
+        _cut_curve(out / "curve.csv", step * task.recipe.batch)
+    return Place(step, float(about["seconds"]), moments_from=step)
+
+
+def _check_recipe(task: Task, found: str, folder: Path, remedy: str) -> None:
+    if found != task.recipe.digest:
+        raise TrainingError(
+            f"{folder} holds a run of another recipe (digest {found[:12]}, this one is {task.recipe.digest[:12]}). "
+            f"{remedy}"
+        )
+
+
+def _by_network(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """`G/conv.weight` -> {"G": {"conv.weight"}}."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        network, _, name = key.partition("/")
+        found.setdefault(network, {})[name] = tensor
+    return found
 
 
 class _Clock:
@@ -386,16 +460,16 @@ class _Writer:
             _append(self._out / "curve.csv", {**row, **{k: f"{v:.6g}" for k, v in losses.items()}})
         return rate
 
-    def save_if_due(self, number: int, seconds: float) -> None:
+    def save_if_due(self, place: Place) -> None:
         if time.monotonic() - self._saved >= self._limits.checkpoint_minutes * 60:
-            self.save(number, seconds)
+            self.save(place)
 
-    def save(self, number: int, seconds: float) -> None:
-        """Checkpoint, averaged weights, and a grid where one is due."""
+    def save(self, place: Place) -> None:
+        """Checkpoint, weights, and a grid and a snapshot where they are due."""
         self._saved = time.monotonic()
         if not self._main:
             return
-        task, out = self._task, self._out
+        task, out, number = self._task, self._out, place.step
         for name, network in (*task.networks.items(), *task.averages.items()):
             if any(not bool(torch.isfinite(v).all()) for v in network.state_dict().values()):
                 raise TrainingError(
@@ -403,28 +477,58 @@ class _Writer:
                     f"{out / _checkpoint.NAME}; lower the learning rate or train in fp32, and start again to go on "
                     "from it."
                 )
-        state = {"step": number, "seconds": seconds, "recipe": task.recipe.digest, "task": task.state()}
-        _checkpoint.save(out, state)
-        write_weights(out / "weights.safetensors", task.weights(), task.config)
-        run = {"recipe": task.recipe.model_dump(mode="json"), "config": task.config, "hours": seconds / 3600,
-               "images_seen": number * task.recipe.batch}  # fmt: skip
+        state = {"step": number, "seconds": place.seconds, "moments_from": place.moments_from}
+        _checkpoint.save(out, {**state, "recipe": task.recipe.digest, "task": task.state()})
+        averaged = task.product.state_dict()
+        write_weights(out / "weights.safetensors", averaged, config=task.config)
+        trained = {f"{name}/{k}": v for name, net in task.networks.items() for k, v in net.state_dict().items()}
+        about = {"step": number, "seconds": place.seconds, "recipe": task.recipe.digest, "extra": task.extra}
+        write_weights(out / "resume.safetensors", trained, about=about)
+        images_seen = number * task.recipe.batch
+        run = {"recipe": task.recipe.model_dump(mode="json"), "config": task.config, "hours": place.seconds / 3600,
+               "images_seen": images_seen}  # fmt: skip
         with _checkpoint.replacing(out / "run.json") as partial:
             partial.write_text(json.dumps(run, indent=2) + "\n")
+        self._keep_snapshot(averaged, images_seen)
         if self._saved - self._drawn >= self._limits.grid_minutes * 60:
             self._drawn = self._saved
             (out / "grids").mkdir(exist_ok=True)
             with torch.no_grad():
                 images = to_uint8(task.grid(64)).cpu().numpy()
-            write_grid(out / "grids" / f"{number * task.recipe.batch:09d}.png", images)
+            write_grid(out / "grids" / f"{images_seen:09d}.png", images)
+
+    def _keep_snapshot(self, averaged: Mapping[str, Tensor], images_seen: int) -> None:
+        """Points of a learning curve: evenly spaced on a logarithmic axis, so that they stay few."""
+        folder = self._out / "snapshots"
+        folder.mkdir(exist_ok=True)
+        last = max((int(path.stem) for path in folder.glob("*.safetensors")), default=0)
+        if images_seen > last and images_seen >= self._limits.snapshot_growth * last:
+            write_weights(folder / f"{images_seen:09d}.safetensors", averaged, config=self._task.config)
 
 
-def write_weights(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    """Weights as fp16 safetensors with the network's configuration in the header; whole or not at all."""
+def write_weights(path: Path, tensors: Mapping[str, Tensor], **header: Mapping[str, Any]) -> None:
+    """Weights as fp16 safetensors with JSON in the header, such as `config`; whole or not at all."""
     from safetensors.torch import save_file
 
     half = {key: _half(tensor.detach()).contiguous() for key, tensor in tensors.items()}
     with _checkpoint.replacing(path) as partial:
-        save_file(half, str(partial), metadata={"config": json.dumps(config)})
+        save_file(half, str(partial), metadata={key: json.dumps(value) for key, value in header.items()})
+
+
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors in float32, and the header's `about`."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), "pt") as stream:
+            about = json.loads((stream.metadata() or {}).get("about", "{}"))
+            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
+    except (OSError, ValueError, SafetensorError) as error:
+        raise TrainingError(
+            f"{path}: cannot be read ({error}). A folder to start from holds weights.safetensors and "
+            "resume.safetensors, as a run's folder and the baselines of the repository do."
+        ) from error
+    return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}, about
 
 
 def _half(tensor: Tensor) -> Tensor:

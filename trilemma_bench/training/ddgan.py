@@ -111,7 +111,6 @@ class DDGANTask(Task):
         self.set_up()
 
     def step(self, images: Tensor, labels: Tensor | None, step: Step) -> dict[str, Tensor]:
-        self._set_lr(step)
         r1 = self.recipe.r1_gamma > 0 and step.number % self.recipe.r1_interval == 0
         losses = self.discriminator_losses(*self._draw(images, step), r1=r1)
         self.update("D", torch.stack(list(losses.values())).sum())
@@ -165,12 +164,11 @@ class DDGANTask(Task):
     def _nz(self) -> int:
         return int(self.recipe.generator.get("nz", 100))
 
-    def _set_lr(self, step: Step) -> None:
-        recipe = self.recipe
-        for name, start in (("G", recipe.lr_g), ("D", recipe.lr_d)):
-            lr = cosine_lr(start, recipe.lr_end, step.images_seen, recipe.duration_kimg) if recipe.cosine else start
-            for group in self.optimizers[name].param_groups:
-                group["lr"] = lr
+    def rates(self, step: Step) -> dict[str, float]:
+        recipe, rates = self.recipe, {"G": self.recipe.lr_g, "D": self.recipe.lr_d}
+        if not recipe.cosine:
+            return rates
+        return {k: cosine_lr(v, recipe.lr_end, step.images_seen, recipe.duration_kimg) for k, v in rates.items()}
 
     @torch.no_grad()
     def grid(self, num_images: int) -> Tensor:
@@ -185,8 +183,9 @@ class DDGANTask(Task):
             x = self.chain.posterior_sample(x0.float(), x, t, noise)
         return x
 
-    def weights(self) -> dict[str, Tensor]:
-        return dict(inside(self.averages["G"]).state_dict())
+    @property
+    def product(self) -> nn.Module:
+        return inside(self.averages["G"])
 
 
 TRAINER = TrainerKind(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trilemma_bench.diffusion import Chain, at, ddim_pairs, linear_betas, predict_x0
 from trilemma_bench.kinds import TrainerKind
@@ -72,8 +72,6 @@ class DDPMTask(Task):
 
     def step(self, images: Tensor, labels: Tensor | None, step: Step) -> dict[str, Tensor]:
         recipe = self.recipe
-        for group in self.optimizers["eps"].param_groups:
-            group["lr"] = recipe.lr * min(1.0, (step.number + 1) / max(recipe.warmup_steps, 1))
         t = step.randint(len(self.chain), recipe.batch, self.device)
         noise = step.randn(recipe.batch, *images.shape[1:], device=self.device)
         x_t = self.chain.q_sample(images, t, noise)
@@ -86,6 +84,9 @@ class DDPMTask(Task):
         loss = errors.mean()
         self.update("eps", loss, clip=recipe.gradient_clip)
         return {"loss": loss.detach()}
+
+    def rates(self, step: Step) -> dict[str, float]:
+        return {"eps": self.recipe.lr * min(1.0, (step.number + 1) / max(self.recipe.warmup_steps, 1))}
 
     @torch.no_grad()
     def grid(self, num_images: int) -> Tensor:
@@ -101,8 +102,9 @@ class DDPMTask(Task):
             x = before**0.5 * x0 + (1 - before) ** 0.5 * eps
         return x
 
-    def weights(self) -> dict[str, Tensor]:
-        return dict(unet.unet_of(self.averages["eps"]).state_dict())
+    @property
+    def product(self) -> nn.Module:
+        return unet.unet_of(self.averages["eps"])
 
 
 TRAINER = TrainerKind(

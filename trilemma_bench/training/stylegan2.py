@@ -77,8 +77,7 @@ class StyleGAN2Task(Task):
             self.G: Generator = build_generator(recipe.generator)
             self.D: Discriminator = build_discriminator(recipe.discriminator)
         self.networks: dict[str, nn.Module] = {"G": self.G, "D": self.D}
-        intervals = {"G": recipe.g_interval, "D": recipe.r1_interval}
-        self.optimizers = {name: self._adam(name, intervals[name]) for name in self.networks}
+        self.optimizers = {name: self._adam(name) for name in self.networks}
         self.config = {"generator": dict(recipe.generator)}
         self.image_shape = (self.G.config.img_channels, self.G.config.img_resolution, self.G.config.img_resolution)
         self.controller = None
@@ -86,13 +85,21 @@ class StyleGAN2Task(Task):
             self.controller = AdaController(recipe.batch, recipe.ada.target, recipe.ada.interval, recipe.ada.speed_kimg)
         self.set_up()
 
-    def _adam(self, name: str, interval: int) -> torch.optim.Optimizer:
-        ratio = interval / (interval + 1)
+    def _lazy_ratio(self, name: str) -> float:
+        """What an optimiser's rate and betas are rescaled by for the steps that its regularisation takes."""
+        interval = {"G": self.recipe.g_interval, "D": self.recipe.r1_interval}[name]
+        return interval / (interval + 1)
+
+    def _adam(self, name: str) -> torch.optim.Optimizer:
+        ratio = self._lazy_ratio(name)
         first, second = self.recipe.betas
         return torch.optim.Adam(
             self.networks[name].parameters(), lr=self.recipe.lr * ratio, betas=(first**ratio, second**ratio),
             eps=1e-8, fused=True,
         )  # fmt: skip
+
+    def rates(self, step: Step) -> dict[str, float]:
+        return {name: self.recipe.lr * self._lazy_ratio(name) for name in self.networks}
 
     def step(self, images: Tensor, labels: Tensor | None, step: Step) -> dict[str, Tensor]:
         c = self._one_hot(labels)
@@ -168,8 +175,9 @@ class StyleGAN2Task(Task):
         images: Tensor = self.averages["G"](z, None if c is None else c.float(), noise_mode="const")
         return images.clamp(-1, 1)
 
-    def weights(self) -> dict[str, Tensor]:
-        return dict(self.averages["G"].state_dict())
+    @property
+    def product(self) -> nn.Module:
+        return self.averages["G"]
 
 
 TRAINER = TrainerKind(
