@@ -190,6 +190,8 @@ def _weights(kind: SamplerKind, spec: SamplerSpec) -> tuple[Weights, Path | None
     """Weights from the path that the user gave, or of the baseline, with the folder of its finished shards."""
     if spec.weights:
         return kind.load(Path(spec.weights).expanduser()), None
+    if kind.baseline is None:
+        raise WeightsError(f"no weights of {kind.name} ship. Name a file or folder: {kind.name}@PATH.")
     card, folder = load_card(kind.baseline)
     path = folder / card.weights
     if not path.is_file():
