@@ -233,7 +233,7 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "eval by name": (lambda: GlobalOf("builtins", "eval", "1"), r"asks for (__builtin__|builtins)\.eval"),
     "getattr": (lambda: GlobalOf("builtins", "getattr", "x", "y"), r"asks for (__builtin__|builtins)\.getattr"),
     "torch.load": (lambda: GlobalOf("torch", "load", "x"), r"asks for torch\.(serialization\.)?load"),
-    "a nested pickle that runs a command": (lambda: inner_file(pickle.dumps(Runs())), "inner file that is not a storage"),
+    "a nested command": (lambda: inner_file(pickle.dumps(Runs())), "inner file that is not a storage"),
     "a nested zip": (lambda: inner_file(b"PK\x03\x04"), "an inner file is a zip"),
     "a nested file that is no bytes": (lambda: inner_file("x"), "inner file that is not bytes"),
     "a storage larger than its bytes": (lambda: inner_file(storage_bytes(2**40)), "inner file that is not a storage"),

@@ -83,7 +83,8 @@ def load(path: Path) -> Weights:
     """Weights of an epsilon network: `.safetensors` of this package, a folder that diffusers saved, or `.ckpt`.
 
     The latter are pytorch_diffusion's (pesser) conversions of the authors' weights and pytorch-ddpm's checkpoints, of
-    which the averaged weights are taken; both leave the betas to the paper's linear schedule. A folder holds `config.json` and `diffusion_pytorch_model.safetensors` (or `.bin`), itself or under `unet/`;
+    which the averaged weights are taken; both leave the betas to the paper's linear schedule. A folder holds
+    `config.json` and `diffusion_pytorch_model.safetensors` (or `.bin`), itself or under `unet/`;
     `scheduler_config.json` gives the betas. It is read from the disk; nothing is fetched.
     """
     if path.is_dir():
