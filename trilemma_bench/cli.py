@@ -32,6 +32,8 @@ app = typer.Typer(
 )
 reference_app = typer.Typer(help="The real side of every score.", no_args_is_help=True)
 app.add_typer(reference_app, name="reference")
+weights_app = typer.Typer(help="Official weights, read as data.", no_args_is_help=True)
+app.add_typer(weights_app, name="weights")
 
 DatasetOption = Annotated[str, typer.Option(help="Data set by name, or a folder, zip, npz of your own images.")]
 ProtocolOption = Annotated[str, typer.Option(help="lite, paper, a full name, or the path of a TOML file.")]
@@ -292,6 +294,21 @@ def reference_make(
         )
         path, identity = build_reference(dataset, protocol, extractor, settings, device=device, out=out)
     print(f"wrote {path} (identity {identity[:16]})")
+
+
+@weights_app.command("import", epilog=EPILOG)
+def weights_import(
+    model: Annotated[str, typer.Argument(help="The sampler that the weights belong to: ddpm, stylegan2, adm ...")],
+    path: Annotated[Path, typer.Argument(help="The official file or folder; nothing in it is run.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+) -> None:
+    """Read official weights, check that they fit their network, and write them as safetensors."""
+    from trilemma_bench.models import import_weights
+
+    found = import_weights(model, path, out)
+    shape = "x".join(str(n) for n in found.image_shape)
+    print(f"wrote {found.path}: {found.parameters} numbers, images of {shape}, content SHA-256 {found.digest}")
+    print(f"measure them with: trilemma-bench run --models {model}@{found.path}")
 
 
 @app.command(epilog=EPILOG)

@@ -156,8 +156,9 @@ class Metric:
 class Sampler(Protocol):
     """A trained model with its way of drawing. These three members are enough for anybody's own.
 
-    Optional members: `networks` (name -> torch module: their forward calls are the NFE), `micro_batch` (images a
-    call), `identity` (str, changes when the samples would), `load_seconds`, `tolerance` (see `SamplerKind`).
+    Optional members: `networks` (name -> torch module: their forward calls are the NFE), `guides` (the same for
+    networks whose gradient guides; their passes are counted apart), `micro_batch` (images a call), `identity` (str,
+    changes when the samples would), `load_seconds`, `tolerance` (see `SamplerKind`).
     """
 
     name: str

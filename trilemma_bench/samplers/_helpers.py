@@ -93,12 +93,20 @@ class ImageSampler(ABC):
         self.dtype = DTYPES[dtype]
         self._eager = not compile
         self.networks = dict(networks)
+        self.guides: dict[str, nn.Module] = {}
         for network in self.networks.values():
             network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             network.eval().requires_grad_(False)
             if compile:
                 # The bound method, so that hooks on the module stay outside of what is compiled.
                 network.forward = torch.compile(network.forward)  # type: ignore[method-assign]
+
+    def add_guides(self, guides: Mapping[str, nn.Module]) -> None:
+        """Take in networks whose gradient guides the others; their passes are counted apart."""
+        for network in guides.values():
+            network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network.eval().requires_grad_(False)
+        self.guides = {**self.guides, **guides}
 
     @abstractmethod
     def draw(self, noise: Noise, count: int) -> Tensor:
@@ -147,7 +155,7 @@ class _SameBitsInEveryPlace(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.silu and not kwargs.get("inplace") and _ends_beside_a_vector(args[0]):
             x = args[0].float()
-            return (x / torch.exp(-x).add_(1)).to(args[0].dtype)
+            return (x / (torch.exp(-x) + 1)).to(args[0].dtype)
         if func is F.group_norm and len(args[0]) % torch.get_num_threads():
             return func(args[0].contiguous(), *args[1:], **kwargs)
         return func(*args, **kwargs)
