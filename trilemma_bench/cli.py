@@ -110,6 +110,9 @@ def run(
     out: OutOption = Path("results"),
     num_samples: NumSamplesOption = None,
     seed: SeedOption = 0,
+    seeds: Annotated[
+        str | None, typer.Option(help="Several seeds, as 0,1,2: a record for each, one row for all in the leaderboard.")
+    ] = None,
     device: DeviceOption = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, or autocast to bfloat16 or float16; in the record.")] = "float32",
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the networks; in the record.")] = False,
@@ -137,12 +140,26 @@ def run(
         data = find_data(dataset, settings)
         found = find_protocol(protocol, data, num_samples=num_samples)
         specs = [
-            run_spec(item, found, seed=seed, device=device, dtype=dtype, compile=compile, batch_size=batch_size)
+            run_spec(item, found, seed=each, device=device, dtype=dtype, compile=compile, batch_size=batch_size)
             for item in named
+            for each in _seeds(seeds, seed)
         ]
         jobs.check(specs)
         records = jobs.run_all(specs, data, settings, failed=_print_failure)
     _finish(records, out, settings, found, quiet=quiet, as_json=as_json)
+
+
+def _seeds(several: str | None, one: int) -> list[int]:
+    """The seeds of `--seeds 0,1,2`, else that of `--seed`."""
+    if several is None:
+        return [one]
+    try:
+        found = [int(part) for part in several.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--seeds {several}: expected whole numbers with commas between, such as 0,1,2.") from error
+    if len(set(found)) < len(found):
+        raise UsageError(f"--seeds {several}: names a seed twice. Name it once.")
+    return found
 
 
 @app.command(epilog=EPILOG)
