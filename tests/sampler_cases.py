@@ -56,7 +56,20 @@ class Tiny:
     image_shape: tuple[int, int, int] = (3, 16, 16)
 
 
+TINY_ADM: dict[str, Any] = {
+    "denoiser": {
+        "image_size": 8, "num_channels": 32, "channel_mult": [1, 2], "num_res_blocks": 1, "num_heads": 2,
+        "attention_resolutions": [4], "num_classes": 3, "resblock_updown": True,
+    },
+    "classifier": {
+        "image_size": 8, "classifier_width": 32, "channel_mult": [1, 2], "classifier_depth": 1,
+        "attention_resolutions": [4], "num_head_channels": 16, "num_classes": 3,
+    },
+    "schedule": "cosine",
+}  # fmt: skip
+
 TINY: dict[str, Tiny] = {
+    "adm": Tiny(TINY_ADM, {"steps": 4, "guidance": 2.0}, (3, 8, 8)),
     "ddgan": Tiny({"generator": TINY_NCSNPP, "pixel_block": 2, "num_timesteps": 4}),
     "ddim": Tiny({"unet": TINY_UNET}, {"steps": 4, "eta": 0.5}, (3, 8, 8)),
     "ddpm": Tiny({"unet": {**TINY_UNET, "in_channels": 12, "out_channels": 12, "pixel_block": 2}}, {"steps": 4}),
@@ -77,15 +90,19 @@ def tiny(name: str) -> Tiny:
 def lively(name: str, config: dict[str, Any]) -> Weights:
     """Weights of a tiny network: some layers begin at zero, so every parameter is moved off its first value."""
     kind: SamplerKind = registry.get("sampler", name)
-    net = next(iter(kind.build(kind.options(), untrained(config)).networks.values()))  # type: ignore[attr-defined]
-    for inner in ("net", "unet"):  # in pixel blocks; diffusers' model
-        net = getattr(net, inner, net)
+    options = kind.options(**tiny(name).options) if name in TINY and config == tiny(name).config else kind.options()
+    sampler: Any = kind.build(options, untrained(config))
     rng = torch.Generator().manual_seed(1)
     tensors = {}
-    for key, value in net.state_dict().items():
-        fan_in = value[0].numel() if value.ndim > 1 else 4
-        moved = value + torch.randn(value.shape, generator=rng) / fan_in**0.5
-        tensors[key] = value if "filter" in key else moved
+    for part, net in {**sampler.networks, **sampler.guides}.items():
+        for inner in ("net", "unet"):  # in pixel blocks; diffusers' model
+            net = getattr(net, inner, net)
+        # Networks that are a part of a configuration have their tensors under its name.
+        prefix = f"{part}." if part in config else ""
+        for key, value in net.state_dict().items():
+            fan_in = value[0].numel() if value.ndim > 1 else 4
+            moved = value + torch.randn(value.shape, generator=rng) / fan_in**0.5
+            tensors[f"{prefix}{key}"] = value if "filter" in key else moved
     return make_weights(tensors, config, "tiny")
 
 

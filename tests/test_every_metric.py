@@ -92,7 +92,7 @@ def test_a_metric_imports_neither_torch_nor_another_metric(name: str) -> None:
             imported += [f"{node.module}.{alias.name}" for alias in node.names]
     assert not [module for module in imported if module.split(".")[0] in ("torch", "torchvision", "torch_fidelity")]
     siblings = [module for module in imported if module.startswith("trilemma_bench.metrics.")]
-    assert all(module.startswith("trilemma_bench.metrics._helpers") for module in siblings)
+    assert all(module.startswith("trilemma_bench.metrics._") for module in siblings)
 
 
 # --- numbers ----------------------------------------------------------------------------------------------
@@ -167,6 +167,9 @@ def test_a_generator_that_makes_one_image_is_scored(name: str, count: int) -> No
     generated = layers(np.repeat(features(1, seed=12), count, axis=0))
     found = metric(name).compute(real=REAL, generated=generated, rng=np.random.default_rng(0), **params)
     for each in found.values():
+        if name == "frechet_distance_infinity" and count == 12:
+            assert each.failure is not None and "needs 64 images on 16 features; got 12" in each.failure
+            continue
         assert each.value is not None and each.interval is not None
         assert each.interval[0] <= each.value <= each.interval[1]
 

@@ -10,6 +10,7 @@ from metric_cases import extractor, features, layers, reference
 
 from trilemma_bench.errors import ProtocolError
 from trilemma_bench.kinds import Array, Moments
+from trilemma_bench.metrics import _frechet
 from trilemma_bench.metrics import frechet_distance as fd
 
 RNG = np.random.default_rng
@@ -141,7 +142,7 @@ def test_standard_error_errs_to_the_wide_side_where_bias_rules(count: int) -> No
 @pytest.mark.parametrize("count", [9, 60])
 def test_influences_are_the_derivative_by_a_samples_weight(count: int) -> None:
     real, sample = fd.moments(features(700, seed=16)), features(count, seed=17).astype(np.float64)
-    found = fd._influences(real.mean, fd._factor(real.cov), *fd._mean_and_factor(sample), sample)
+    found = _frechet.influences(real.mean, _frechet.factor(real.cov), *_frechet.mean_and_factor(sample), sample)
 
     def weighted(index: int, step: float) -> float:
         weights = np.full(count, (1 - step) / count)

@@ -196,7 +196,8 @@ def test_a_measured_timing_goes_before_an_extrapolated_one_and_a_new_before_an_o
 
 
 def test_records_of_one_model_are_told_apart() -> None:
-    table = only_table([record("a", 1.0, seed=0), record("a", 2.0, seed=1), record("b", 3.0)])
+    other = record("a", 2.0).model_copy(update={"samples_key": "of other weights"})
+    table = only_table([record("a", 1.0), other, record("b", 3.0)])
     first, second, third = labels(table)
     assert first.startswith("a #") and second.startswith("a #") and first != second and third == "b"
 

@@ -32,6 +32,8 @@ app = typer.Typer(
 )
 reference_app = typer.Typer(help="The real side of every score.", no_args_is_help=True)
 app.add_typer(reference_app, name="reference")
+weights_app = typer.Typer(help="Official weights, read as data.", no_args_is_help=True)
+app.add_typer(weights_app, name="weights")
 
 DatasetOption = Annotated[str, typer.Option(help="Data set by name, or a folder, zip, npz of your own images.")]
 ProtocolOption = Annotated[str, typer.Option(help="lite, paper, a full name, or the path of a TOML file.")]
@@ -108,6 +110,9 @@ def run(
     out: OutOption = Path("results"),
     num_samples: NumSamplesOption = None,
     seed: SeedOption = 0,
+    seeds: Annotated[
+        str | None, typer.Option(help="Several seeds, as 0,1,2: a record for each, one row for all in the leaderboard.")
+    ] = None,
     device: DeviceOption = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, or autocast to bfloat16 or float16; in the record.")] = "float32",
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile the networks; in the record.")] = False,
@@ -135,12 +140,26 @@ def run(
         data = find_data(dataset, settings)
         found = find_protocol(protocol, data, num_samples=num_samples)
         specs = [
-            run_spec(item, found, seed=seed, device=device, dtype=dtype, compile=compile, batch_size=batch_size)
+            run_spec(item, found, seed=each, device=device, dtype=dtype, compile=compile, batch_size=batch_size)
             for item in named
+            for each in _seeds(seeds, seed)
         ]
         jobs.check(specs)
         records = jobs.run_all(specs, data, settings, failed=_print_failure)
     _finish(records, out, settings, found, quiet=quiet, as_json=as_json)
+
+
+def _seeds(several: str | None, one: int) -> list[int]:
+    """The seeds of `--seeds 0,1,2`, else that of `--seed`."""
+    if several is None:
+        return [one]
+    try:
+        found = [int(part) for part in several.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--seeds {several}: expected whole numbers with commas between, such as 0,1,2.") from error
+    if len(set(found)) < len(found):
+        raise UsageError(f"--seeds {several}: names a seed twice. Name it once.")
+    return found
 
 
 @app.command(epilog=EPILOG)
@@ -292,6 +311,21 @@ def reference_make(
         )
         path, identity = build_reference(dataset, protocol, extractor, settings, device=device, out=out)
     print(f"wrote {path} (identity {identity[:16]})")
+
+
+@weights_app.command("import", epilog=EPILOG)
+def weights_import(
+    model: Annotated[str, typer.Argument(help="The sampler that the weights belong to: ddpm, stylegan2, adm ...")],
+    path: Annotated[Path, typer.Argument(help="The official file or folder; nothing in it is run.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+) -> None:
+    """Read official weights, check that they fit their network, and write them as safetensors."""
+    from trilemma_bench.models import import_weights
+
+    found = import_weights(model, path, out)
+    shape = "x".join(str(n) for n in found.image_shape)
+    print(f"wrote {found.path}: {found.parameters} numbers, images of {shape}, content SHA-256 {found.digest}")
+    print(f"measure them with: trilemma-bench run --models {model}@{found.path}")
 
 
 @app.command(epilog=EPILOG)

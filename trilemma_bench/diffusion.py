@@ -8,6 +8,7 @@ Sources: Ho et al. 2020 (arXiv 2006.11239), Song et al. 2021 (arXiv 2010.02502),
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from trilemma_bench.errors import UsageError
 
-Spacing = Literal["leading", "trailing", "quadratic"]
+Spacing = Literal["leading", "trailing", "quadratic", "even"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,16 @@ def linear_betas(num_steps: int = 1000, start: float = 1e-4, end: float = 0.02) 
     return torch.linspace(start, end, num_steps, dtype=torch.float64)
 
 
+def cosine_betas(num_steps: int = 1000, offset: float = 0.008, largest: float = 0.999) -> Tensor:
+    """The cosine schedule of Nichol & Dhariwal 2021 (arXiv 2102.09672), eq. 17; float64 [num_steps].
+
+    alpha_bar(s) = cos^2((s + offset) / (1 + offset) pi / 2) at s = i / T; betas are cut off at `largest`.
+    """
+    s = torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
+    alpha_bar = torch.cos((s + offset) / (1 + offset) * math.pi / 2) ** 2
+    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=largest)
+
+
 def predict_x0(x_t: Tensor, eps: Tensor, alpha_bar: float) -> Tensor:
     """x_0 from x_t and the noise in it (Ho et al. eq. 15)."""
     return (x_t - math.sqrt(1 - alpha_bar) * eps) / math.sqrt(alpha_bar)
@@ -88,7 +99,8 @@ def ddim_pairs(num_train_steps: int, num_steps: int, spacing: Spacing = "leading
     `leading`: t = i (T // S), diffusers' default for DDIM. `trailing`: t = round(T - i T / S) - 1, the last step of
     the chain included (Lin et al. 2024, arXiv 2305.08891). `quadratic`: t = floor((i sqrt(0.8 T) / (S - 1))^2), as
     Song et al. 2021 used it on CIFAR-10: it starts at 0.8 T; a step that occurs twice is taken twice, the second
-    time without change, so that the count of evaluations stays `num_steps`.
+    time without change, so that the count of evaluations stays `num_steps`. `even`: from 0 to T - 1, both taken,
+    as Nichol & Dhariwal 2021 respace their chains.
 
     Raises:
         UsageError: `num_steps` outside 1..T, or an unknown spacing.
@@ -105,8 +117,12 @@ def ddim_pairs(num_train_steps: int, num_steps: int, spacing: Spacing = "leading
             raise UsageError("quadratic spacing needs at least 2 steps: one step would start at t = 0; use trailing.")
         # numpy's linspace, so that the floor falls as it does in the authors' program.
         times = [int(root**2) for root in np.linspace(0, np.sqrt(0.8 * total), steps)]
+    elif spacing == "even":
+        # Added up step by step, so that halves round as they do in the authors' program.
+        stride = (total - 1) / (steps - 1) if steps > 1 else 1.0
+        times = [round(place) for place in itertools.accumulate([stride] * (steps - 1), initial=0.0)]
     else:
-        raise UsageError(f"spacing must be leading, trailing or quadratic; got {spacing!r}.")
+        raise UsageError(f"spacing must be leading, trailing, quadratic or even; got {spacing!r}.")
     previous = [-1, *times[:-1]]
     return list(zip(reversed(times), reversed(previous), strict=True))
 

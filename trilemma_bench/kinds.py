@@ -156,8 +156,9 @@ class Metric:
 class Sampler(Protocol):
     """A trained model with its way of drawing. These three members are enough for anybody's own.
 
-    Optional members: `networks` (name -> torch module: their forward calls are the NFE), `micro_batch` (images a
-    call), `identity` (str, changes when the samples would), `load_seconds`, `tolerance` (see `SamplerKind`).
+    Optional members: `networks` (name -> torch module: their forward calls are the NFE), `guides` (the same for
+    networks whose gradient guides; their passes are counted apart), `micro_batch` (images a call), `identity` (str,
+    changes when the samples would), `load_seconds`, `tolerance` (see `SamplerKind`).
     """
 
     name: str
@@ -191,7 +192,7 @@ class SamplerKind:
         options: Frozen pydantic model of the options; unknown ones are refused.
         build: build(options, weights, device=..., dtype=..., compile=..., micro_batch=None) -> Sampler.
         load: load(path) -> Weights: reads the formats of the field for this family, from a path given by the user.
-        baseline: Folder under `baselines/` whose weights serve when none are named.
+        baseline: Folder under `baselines/` whose weights serve when none are named; None where none ship.
         tolerance: (largest grey-level difference, fraction of values that may differ at all) measured between
             micro-batch sizes and machines.
     """
@@ -201,7 +202,7 @@ class SamplerKind:
     options: type[Any]
     build: Callable[..., Sampler]
     load: Callable[[Path], Weights]
-    baseline: str
+    baseline: str | None
     tolerance: tuple[int, float]
     source: str
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import json
 import os
 import re
 import sys
@@ -190,6 +191,8 @@ def _weights(kind: SamplerKind, spec: SamplerSpec) -> tuple[Weights, Path | None
     """Weights from the path that the user gave, or of the baseline, with the folder of its finished shards."""
     if spec.weights:
         return kind.load(Path(spec.weights).expanduser()), None
+    if kind.baseline is None:
+        raise WeightsError(f"no weights of {kind.name} ship. Name a file or folder: {kind.name}@PATH.")
     card, folder = load_card(kind.baseline)
     path = folder / card.weights
     if not path.is_file():
@@ -206,6 +209,50 @@ def _weights(kind: SamplerKind, spec: SamplerSpec) -> tuple[Weights, Path | None
     if spec.kind == "untrained":
         weights = untrained(weights.config)
     return weights, samples if samples.is_dir() else None
+
+
+# --- weights of other programs ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What `import_weights` wrote: `digest` is over content, the same for the file that it was read from."""
+
+    path: Path
+    digest: str
+    parameters: int
+    image_shape: tuple[int, int, int]
+
+
+def import_weights(name: str, source: Path, out: Path) -> Imported:
+    """Read official weights as data, build their network once, and write them as `.safetensors` with configuration.
+
+    Args:
+        name: The sampler that they belong to.
+        source: File or folder in any format that `name@source` takes.
+        out: The file to write; never written over.
+
+    Raises:
+        UsageError: No such sampler, or a file that is there already.
+        WeightsError: Weights that are missing, unsafe, or of another network.
+    """
+    from safetensors.torch import save
+
+    from trilemma_bench.store import write_atomic
+
+    kind: SamplerKind = registry.get("sampler", name)
+    if out.suffix != ".safetensors":
+        raise UsageError(f"--out {out}: must end in .safetensors.")
+    if out.exists():
+        raise UsageError(f"--out {out}: is there already. Name another file, or delete it.")
+    weights = kind.load(source.expanduser())
+    sampler = kind.build(kind.options(), weights, micro_batch=1)
+    assert weights.tensors is not None
+    tensors = {key: tensor.contiguous() for key, tensor in weights.tensors.items()}
+    header = {"config": json.dumps(dict(weights.config)), "source": Path(weights.source).name}
+    write_atomic(out, save(tensors, header))
+    parameters = sum(tensor.numel() for tensor in tensors.values())
+    return Imported(out, weights.digest, parameters, sampler.image_shape)  # type: ignore[attr-defined]
 
 
 # --- samplers of other people -----------------------------------------------------------------------------

@@ -4,18 +4,24 @@ A column holds numbers that can be compared and no others. Scores share one wher
 are equal; records that have other keys under the same name stand in a table of their own, as do other protocols.
 Wall-clock and memory share a column only on one machine, device and precision.
 
+Records that differ in the seed alone are one row: the mean of their scores, with an interval that holds for other
+seeds. The rows of the column that sorts a table have ranks: a range for each, from comparisons of all pairs
+(`stats.rank_ranges`), so that models which cannot be told apart share ranks.
+
 Rows whose family or kind of sampler is in `UNRANKED` (real images, untrained networks) are shown as ceiling and
 floor: they are neither sorted among the models nor ever best.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from trilemma_bench.record import Axis, Hardware, ResultRecord, Score, ScoredMetric, Speed, Timing
+from trilemma_bench.stats import Estimate, pool, rank_ranges
 
 if TYPE_CHECKING:
     import pandas
@@ -74,12 +80,19 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One record: its label, its cells in the order of the table's columns."""
+    """One record, or several that differ in the seed alone: its label, its cells in the order of the columns.
+
+    `record` is the pooled one; `ranks` the best and the worst rank that it may have in the column that sorts.
+    """
 
     label: str
     ranked: bool
     cells: tuple[Cell, ...]
     record: ResultRecord
+    seeds: tuple[int, ...] = (0,)
+    spreads: Mapping[str, float] = field(default_factory=dict)
+    """By score: how much more seeds differ than their own standard errors say; 1 where samples explain all."""
+    ranks: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +108,8 @@ class Table:
     rows: tuple[Row, ...]
     uncertainties: Mapping[str, str] = field(default_factory=dict)
     """How the intervals of a column were got, by the column's name."""
+    sorted_by: Column | None = None
+    """The column that sorts the ranked rows, and that their ranks are of."""
 
 
 @dataclass(frozen=True)
@@ -169,11 +184,13 @@ def _is_ranked(record: ResultRecord) -> bool:
 def _table(records: Sequence[ResultRecord]) -> Table:
     machines = tuple(dict.fromkeys(_machine(record) for record in records if record.speed is not None))
     columns = (*_score_columns(records), *_speed_columns(records, machines))
-    labels = _labels(records)
+    pooled = [_pooled(group) for group in _by_seed(records)]
+    labels = _labels([record for record, _, _ in pooled])
     found = [
-        Row(label, _is_ranked(record), tuple(_cell(record, column) for column in columns), record)
-        for label, record in zip(labels, records, strict=True)
+        Row(label, _is_ranked(record), tuple(_cell(record, column) for column in columns), record, seeds, spreads)
+        for label, (record, seeds, spreads) in zip(labels, pooled, strict=True)
     ]
+    by = _sorting(found, columns)
     dates = sorted(record.provenance.created[:10] for record in records if record.provenance.created)
     return Table(
         protocol=records[0].spec.protocol.name,
@@ -181,8 +198,9 @@ def _table(records: Sequence[ResultRecord]) -> Table:
         machines=machines,
         created=(dates[0], dates[-1]) if dates else None,
         columns=columns,
-        rows=tuple(_sorted(_with_best(found, columns), columns)),
-        uncertainties=_uncertainties(records),
+        rows=tuple(_sorted(_with_ranks(_with_best(found, columns), by), by)),
+        uncertainties=_uncertainties([record for record, _, _ in pooled]),
+        sorted_by=by,
     )
 
 
@@ -302,21 +320,111 @@ def _with_best(found: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
     return [replace(row, cells=tuple(line)) for row, line in zip(found, cells, strict=True)]
 
 
-def _sorted(found: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
+def _sorting(found: Sequence[Row], columns: Sequence[Column]) -> Column | None:
+    """The quality column that most ranked rows have, the first of such."""
     quality = [
-        index for index, column in enumerate(columns)
+        (index, column) for index, column in enumerate(columns)
         if column.axis == "quality" and column.higher_is_better is not None
     ]  # fmt: skip
     ranked = [row for row in found if row.ranked]
-    by = max(quality, key=lambda index: sum(row.cells[index].value is not None for row in ranked), default=None)
+    best = max(quality, key=lambda item: sum(row.cells[item[0]].value is not None for row in ranked), default=None)
+    return None if best is None else best[1]
 
+
+def _with_ranks(found: Sequence[Row], by: Column | None) -> list[Row]:
+    """The rows with their ranks in the column that sorts, where there are several with a standard error there."""
+    estimates = {
+        index: found_estimate
+        for index, row in enumerate(found)
+        if by is not None and row.ranked and (found_estimate := estimate(row.record, by.name)) is not None
+    }
+    if by is None or len(estimates) < 2:
+        return list(found)
+    ranges = rank_ranges(list(estimates.values()), higher_is_better=bool(by.higher_is_better))
+    ranks = dict(zip(estimates, ranges, strict=True))
+    return [replace(row, ranks=ranks.get(index)) for index, row in enumerate(found)]
+
+
+def estimate(record: ResultRecord, name: str) -> Estimate | None:
+    """A score as comparisons take it; None where the record has none, or one without a standard error."""
+    score = record.score(name)
+    if score is None or score.value is None or score.stderr is None:
+        return None
+    return Estimate(score.value, score.stderr, score.replicates)
+
+
+def _sorted(found: Sequence[Row], by: Column | None) -> list[Row]:
     def key(row: Row) -> tuple[bool, bool, float]:
-        value = None if by is None else row.cells[by].value
-        if by is None or value is None:
+        score = None if by is None else row.record.score(by.name)
+        if by is None or score is None or score.value is None:
             return not row.ranked, True, 0.0
-        return not row.ranked, False, -value if columns[by].higher_is_better else value
+        return not row.ranked, False, -score.value if by.higher_is_better else score.value
 
     return sorted(found, key=key)
+
+
+# --- several seeds ----------------------------------------------------------------------------------------
+
+
+def _by_seed(records: Sequence[ResultRecord]) -> list[list[ResultRecord]]:
+    """Records in groups that differ in the seed alone, in the order of the first of each."""
+    groups: dict[tuple[object, ...], list[ResultRecord]] = {}
+    for record in records:
+        same = (record.model, record.samples_key, record.spec.model_copy(update={"seed": 0}).digest, record.hardware)
+        key = (*same, record.name) if record.family in ("images", "real") else same
+        groups.setdefault(key, []).append(record)
+    found: list[list[ResultRecord]] = []
+    for group in groups.values():
+        distinct = len({record.spec.seed for record in group}) == len(group)
+        found += [sorted(group, key=lambda record: record.spec.seed)] if distinct else [[record] for record in group]
+    return found
+
+
+def _pooled(group: Sequence[ResultRecord]) -> tuple[ResultRecord, tuple[int, ...], dict[str, float]]:
+    """One record for a group of seeds, the seeds, and by score how much more they differ than their errors say."""
+    first = group[0]
+    seeds = tuple(record.spec.seed for record in group)
+    if len(group) == 1:
+        return first, seeds, {}
+    scores, spreads = [], {}
+    for item in first.scores:
+        found = [record.score(item.kind.name) for record in group]
+        score, spread = _pooled_score([score for score in found if score is not None and score.failure is None])
+        scores.append(item if score is None else item.model_copy(update={"score": score}))
+        if spread is not None:
+            spreads[item.kind.name] = spread
+    timings = [timing for record in group if record.speed is not None for timing in record.speed.timings]
+    speed = first.speed and first.speed.model_copy(update={"timings": tuple(timings)})
+    return first.model_copy(update={"scores": tuple(scores), "speed": speed}), seeds, spreads
+
+
+def _pooled_score(scores: Sequence[Score]) -> tuple[Score | None, float | None]:
+    if len(scores) < 2:
+        return (scores[0] if scores else None), None
+    values = [score.value for score in scores if score.value is not None]
+    stderrs = [score.stderr for score in scores if score.stderr is not None]
+    intervals = [score.interval for score in scores if score.interval is not None]
+    # No interval reaches beyond what the score can be: where one seed's was cut off, so is the pooled one.
+    low = min((low for low, _ in intervals), default=-math.inf)
+    high = max((high for _, high in intervals), default=math.inf)
+    found = pool(values, stderrs if len(stderrs) == len(scores) else None, bounds=(-math.inf, math.inf))
+    interval = found.interval
+    if low == 0:
+        interval = (max(0.0, interval[0]), interval[1])
+    if high == 1:
+        interval = (interval[0], min(1.0, interval[1]))
+    replicates = None
+    if all(score.replicates is not None for score in scores):
+        # Without one group of one seed the mean moves by a share of what that seed's score does.
+        replicates = tuple(
+            found.value + (replicate - score.value) / len(scores)
+            for score in scores if score.value is not None for replicate in score.replicates or ()
+        )  # fmt: skip
+    pooled = Score(
+        value=found.value, stderr=found.stderr, interval=interval, n=scores[0].n, replicates=replicates,
+        uncertainty=f"mean over {len(scores)} seeds; the wider of the intervals from their spread and from samples",
+    )  # fmt: skip
+    return pooled, found.between / found.within if found.within else None
 
 
 # --- flat -------------------------------------------------------------------------------------------------
@@ -350,6 +458,8 @@ def _flat_row(table: int, row: Row) -> Flat:
         "family": record.family,
         "ranked": row.ranked,
         "samples_key": record.samples_key,
+        "rank_low": row.ranks[0] if row.ranks else None,
+        "rank_high": row.ranks[1] if row.ranks else None,
     }
     for item in record.scores:
         score = item.score
@@ -365,7 +475,7 @@ def _flat_row(table: int, row: Row) -> Flat:
             item.score_key,
         )
         line |= {item.kind.name + ending: content for ending, content in zip(_SCORE_ENDINGS, contents, strict=True)}
-    return line | _flat_speed(record)
+    return {**line, **_flat_speed(record), "seed": " ".join(str(seed) for seed in row.seeds)}
 
 
 def _flat_speed(record: ResultRecord) -> Flat:
@@ -387,7 +497,6 @@ def _flat_speed(record: ResultRecord) -> Flat:
         "platform": hardware.platform,
         "dtype": hardware.dtype,
         "compiled": record.spec.compile,
-        "seed": record.spec.seed,
         "created": record.provenance.created,
         "record": record.name,
     }

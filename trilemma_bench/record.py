@@ -43,6 +43,9 @@ class Score(Frozen):
     uncertainty: str = ""
     n: int | None = None
     failure: str | None = None
+    replicates: tuple[float, ...] | None = None
+    """The score without each of several groups of samples, the same groups for every model in a column: what a
+    comparison of two models pairs (delete-a-group jackknife)."""
 
     @model_validator(mode="after")
     def _value_or_failure(self) -> Score:

@@ -110,7 +110,56 @@ def notes(table: Table) -> list[str]:
         lines.append(f"{EXTRAPOLATED} extrapolated: network evaluations timed in place, times the counted NFE.")
     if not all(cell.verified for cell in cells):
         lines.append(f"{UNVERIFIED} unverified: the extractor's weights do not have the published digest.")
-    return [*lines, *_failure_notes(table), *_interval_notes(table)]
+    return [
+        *lines,
+        *_rank_notes(table),
+        *_bias_notes(table),
+        *_seed_notes(table),
+        *_failure_notes(table),
+        *_interval_notes(table),
+    ]
+
+
+def _rank_notes(table: Table) -> list[str]:
+    """The ranks of the rows: models that share one cannot be told apart."""
+    ranked = [(row.ranks, row.label) for row in table.rows if row.ranks is not None]
+    if not ranked or table.sorted_by is None:
+        return []
+    shown = [f"{low} {label}" if low == high else f"{low} to {high} {label}" for (low, high), label in ranked]
+    return [printable(
+        f"Ranks by {table.sorted_by.label}: {'; '.join(shown)}. Models whose ranks overlap cannot be told apart at 5 % "
+        "(all pairs compared, paired over groups of samples where both have them, corrected after Holm)."
+    )]  # fmt: skip
+
+
+def _bias_notes(table: Table) -> list[str]:
+    """How much too large a distance is at its number of images, where it was extrapolated to infinitely many."""
+    index = {column.name: place for place, column in enumerate(table.columns)}
+    lines = []
+    for name, place in index.items():
+        other = index.get(f"{name}_infinity")
+        pairs = [] if other is None else [(row.label, row.cells[place].value, row.cells[other].value)
+                                          for row in table.rows]  # fmt: skip
+        biases = [f"{label} {at - beyond:+.3g}" for label, at, beyond in pairs if at is not None and beyond is not None]
+        if biases:
+            lines.append(printable(f"Bias of {table.columns[place].label} at this number of images: "
+                                   f"{'; '.join(biases)}."))  # fmt: skip
+    return lines
+
+
+def _seed_notes(table: Table) -> list[str]:
+    """For each row over several seeds: how much more the seeds differ than samples of one seed explain."""
+    labels = {column.name: column.label for column in table.columns}
+    lines = []
+    for row in table.rows:
+        if len(row.seeds) > 1:
+            ratios = "; ".join(f"{labels[name]} {ratio:.2g}" for name, ratio in row.spreads.items() if name in labels)
+            seeds = ", ".join(str(seed) for seed in row.seeds)
+            lines.append(printable(
+                f"{row.label}: mean of seeds {seeds}. Spread between them over the standard error of one (about 1 "
+                f"where a seed moves nothing but its samples): {ratios or 'not known'}."
+            ))  # fmt: skip
+    return lines
 
 
 def _failure_notes(table: Table) -> list[str]:

@@ -319,6 +319,7 @@ class _Source:
     """chunks(count, report): uint8 [n, C, H, W] each, at least `count` images in all, always cut alike."""
     model: OpenModel | None = None
     nfe: float | None = None
+    gradient_evaluations: float | None = None
     digest: str = ""
     store: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -365,28 +366,37 @@ def _model_source(model: OpenModel, spec: RunSpec, settings: Settings) -> _Sourc
     def chunks(count: int, report: Report) -> Iterator[npt.NDArray[np.uint8]]:
         usable = _usable_shards(shards, model, source, count, settings)
         counts = {"generated": 0, "cached": 0, "shipped": 0}
-        evaluations = []
+        shards_seen = []
         for index in usable.indices(count):
             shard, origin = usable.read(index) or (_draw(model, usable, index), "generated")
             counts[origin] += len(shard.images)
-            evaluations.append(shard.nfe)
+            shards_seen.append(shard)
             yield shard.images
             report(f"sampling {label}", min((index + 1) * usable.size, count), count)
-        known = [nfe for nfe in evaluations if nfe is not None]
-        source.nfe = float(np.mean(known)) if known and len(known) == len(evaluations) else None
+        source.nfe = _mean_of([shard.nfe for shard in shards_seen])
+        source.gradient_evaluations = _mean_of([shard.gradient_evaluations for shard in shards_seen])
         source.store.update(counts)
 
     source.chunks = chunks
     return source
 
 
+def _mean_of(counts: list[float | None]) -> float | None:
+    """The mean of what was counted; None unless all was."""
+    known = [count for count in counts if count is not None]
+    return float(np.mean(known)) if known and len(known) == len(counts) else None
+
+
 def _draw(model: OpenModel, shards: SampleShards, index: int) -> Shard:
     """Sample one shard, count its network evaluations, and keep it."""
     seeds = shards.seeds(index)
-    networks = speed.networks_of(model.sampler)
-    with speed.EvaluationCounter(networks) as counter:
+    networks, guides = speed.networks_of(model.sampler), speed.guides_of(model.sampler)
+    with speed.EvaluationCounter(networks) as counter, speed.EvaluationCounter(guides) as gradients:
         images = _checked_images(model.sampler, seeds)
-    shard = Shard(images, seeds, counter.images / len(seeds) if networks else None)
+    shard = Shard(
+        images, seeds, counter.images / len(seeds) if networks else None,
+        gradients.images / len(seeds) if guides else None,
+    )  # fmt: skip
     shards.write(index, shard)
     return shard
 
@@ -604,13 +614,14 @@ def _speed(source: _Source, spec: RunSpec, settings: Settings, *, nfe: float | N
     device = torch.device(spec.device)
     memory: list[float] = []
     flops = None if spec.compile else speed.gflops_per_image(sampler, nfe)
+    gradients = source.gradient_evaluations
     with speed.peak_memory(device, memory):
         timing = speed.measure_timing(
             sampler, rule, nfe=nfe, load_seconds=load_seconds, full=settings.full_timing
         )  # fmt: skip
     settings.report(f"timing {source.label}", 1, 1)
     return Speed(
-        nfe=nfe, parameters=speed.count_parameters(sampler), gflops_per_image=flops,
+        nfe=nfe, gradient_evaluations=gradients, parameters=speed.count_parameters(sampler), gflops_per_image=flops,
         peak_memory_mib=memory[0] if memory else None, timings=(timing,),
     )  # fmt: skip
 

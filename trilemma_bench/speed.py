@@ -25,6 +25,11 @@ def networks_of(sampler: Sampler) -> dict[str, nn.Module]:
     return dict(getattr(sampler, "networks", None) or {})
 
 
+def guides_of(sampler: Sampler) -> dict[str, nn.Module]:
+    """The networks whose gradient guides the others; empty where the sampler names none."""
+    return dict(getattr(sampler, "guides", None) or {})
+
+
 class EvaluationCounter:
     """Counts forward calls of networks while open: `images` over all calls, `calls` of any network.
 
@@ -156,18 +161,20 @@ def measure_timing(
 
 
 def count_parameters(sampler: Sampler) -> int | None:
-    """Parameters of the counted networks; None where the sampler names none."""
+    """Parameters of the counted networks and of those that guide them; None where the sampler names none."""
     networks = networks_of(sampler)
-    return sum(p.numel() for network in networks.values() for p in network.parameters()) if networks else None
+    every = [*networks.values(), *guides_of(sampler).values()]
+    return sum(p.numel() for network in every for p in network.parameters()) if networks else None
 
 
 def gflops_per_image(sampler: Sampler, nfe: float | None) -> float | None:
     """Giga floating-point operations an image by torch's counter: one evaluation's, times the counted NFE.
 
-    Multiply-adds count two. What a sampler does outside of its networks is not in it.
+    Multiply-adds count two. What a sampler does outside of its networks is not in it; None where networks guide, as
+    one evaluation does not tell what their gradients cost.
     """
     networks = networks_of(sampler)
-    if not networks or nfe is None:
+    if not networks or nfe is None or guides_of(sampler):
         return None
     # With several networks one pass to the end tells how often each is called.
     counters = [_FlopCounter(leave=len(networks) == 1) for _ in networks]

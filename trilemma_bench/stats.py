@@ -7,11 +7,12 @@ far the same experiment with other samples, of the same number, would have come 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri, stdtrit
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 from trilemma_bench.kinds import Array, Moments
 
@@ -50,6 +51,26 @@ def jackknife_stderr(replicates: npt.ArrayLike) -> float:
     values = np.asarray(replicates, dtype=np.float64)
     groups = len(values)
     return math.sqrt((groups - 1) / groups * float(np.square(values - values.mean()).sum()))
+
+
+def leave_out(value: float, influences: npt.ArrayLike, *, groups: int) -> tuple[float, ...] | None:
+    """The estimate without each group of samples, to first order.
+
+    Args:
+        value: The estimate over all samples.
+        influences: float [N], influence of each sample but for a constant; of a mean, the values themselves.
+        groups: Number of groups; sample i is in group i mod `groups`, so that equal seeds share one.
+
+    Returns:
+        `groups` replicates; None where there are fewer samples than groups.
+    """
+    array = np.asarray(influences, dtype=np.float64)
+    if len(array) < groups:
+        return None
+    sums = np.bincount(np.arange(len(array)) % groups, weights=array, minlength=groups)
+    counts = np.bincount(np.arange(len(array)) % groups, minlength=groups)
+    without = (array.sum() - sums) / (len(array) - counts)
+    return tuple((value + without - array.mean()).tolist())
 
 
 def mean_stderr(values: npt.ArrayLike) -> float:
@@ -128,3 +149,116 @@ def blocks(features: Array) -> Iterator[tuple[int, Float64]]:
     """(first row, rows in float64) over features of any size, which may be mapped from a file."""
     for start in range(0, len(features), _BLOCK):
         yield start, features[start : start + _BLOCK].astype(np.float64)
+
+
+# --- several seeds, two models --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """A score over several seeds.
+
+    Attributes:
+        value: Mean over the seeds.
+        stderr: Standard error of that mean; None where there is only one seed and it has none.
+        interval: 95 % interval; None with `stderr`.
+        between: Standard deviation between the seeds (ddof 1).
+        within: Root mean square of the seeds' own standard errors, which say how far other samples of the same
+            number move the score; None where they have none.
+    """
+
+    value: float
+    stderr: float
+    interval: tuple[float, float]
+    between: float
+    within: float | None
+
+
+def pool(values: npt.ArrayLike, stderrs: npt.ArrayLike | None, *, bounds: tuple[float, float]) -> Pooled:
+    """Pool the scores of S >= 2 seeds.
+
+    Other seeds are other samples, so `between` and `within` estimate one variance as long as the seed moves nothing
+    beside the samples. The interval is the wider of Student's from `between`, with S - 1 degrees of freedom, and the
+    normal one from `within`: with few seeds `between` may be small by chance, and where a seed moves more than its
+    samples `within` is too small. So it holds at least 95 %, and more with few seeds.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    between = float(array.std(ddof=1))
+    within = None if stderrs is None else math.sqrt(float(np.square(np.asarray(stderrs, dtype=np.float64)).mean()))
+    root, value = math.sqrt(len(array)), float(array.mean())
+    intervals = [symmetric_interval(value, between / root, dof=len(array) - 1, bounds=bounds)]
+    if within is not None:
+        intervals.append(symmetric_interval(value, within / root, bounds=bounds))
+    interval = min(low for low, _ in intervals), max(high for _, high in intervals)
+    stderr = max(between, within or 0.0) / root
+    return Pooled(value, stderr, interval, between, within)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """a - b with its standard error, 95 % interval and two-sided p for no difference."""
+
+    value: float
+    stderr: float
+    interval: tuple[float, float]
+    p: float
+    paired: bool
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a comparison needs of a score: value, standard error, and replicates where it has them."""
+
+    value: float
+    stderr: float
+    replicates: tuple[float, ...] | None = None
+
+
+def difference(a: Estimate, b: Estimate) -> Difference:
+    """How two scores of a column differ.
+
+    Paired where both have replicates over the same groups of samples: what moves both alike, such as a common start
+    of two samplers' chains, then cancels. Else as of independent samples.
+    """
+    value = a.value - b.value
+    paired = a.replicates is not None and b.replicates is not None and len(a.replicates) == len(b.replicates)
+    dof = None
+    if paired:
+        replicates = np.subtract(a.replicates or (), b.replicates or ())
+        stderr, dof = jackknife_stderr(replicates), len(replicates) - 1
+    else:
+        stderr = math.hypot(a.stderr, b.stderr)
+    if stderr == 0:
+        p = 1.0 if value == 0 else 0.0
+    else:
+        tail = -abs(value) / stderr
+        p = 2 * float(ndtr(tail) if dof is None else stdtr(dof, tail))
+    return Difference(value, stderr, symmetric_interval(value, stderr, dof=dof), p, paired)
+
+
+def holm(ps: npt.ArrayLike) -> Float64:
+    """p values corrected for their number by Holm's step-down (Holm 1979): float64, in the given order, at most 1."""
+    array = np.asarray(ps, dtype=np.float64)
+    order = np.argsort(array, kind="stable")
+    stepped = np.maximum.accumulate(array[order] * np.arange(len(array), 0, -1))
+    corrected = np.empty(len(array))
+    corrected[order] = np.minimum(stepped, 1.0)
+    return corrected
+
+
+def rank_ranges(estimates: Sequence[Estimate], *, higher_is_better: bool, level: float = 0.05) -> list[tuple[int, int]]:
+    """(best, worst) rank that each estimate may have, by Holm-corrected comparisons of all pairs at `level`.
+
+    Of n estimates, one that is told apart from b better and w worse ones has ranks 1 + b to n - w. Equal ranges that
+    overlap cannot be told apart.
+    """
+    count = len(estimates)
+    pairs = [(i, j) for i in range(count) for j in range(i + 1, count)]
+    found = [difference(estimates[i], estimates[j]) for i, j in pairs]
+    better, worse = [0] * count, [0] * count
+    for (i, j), each, p in zip(pairs, found, holm([each.p for each in found]), strict=True):
+        if p < level:
+            first, second = (i, j) if (each.value > 0) == higher_is_better else (j, i)
+            worse[first] += 1
+            better[second] += 1
+    return [(1 + better[i], count - worse[i]) for i in range(count)]

@@ -67,11 +67,15 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 @dataclass(frozen=True)
 class Shard:
-    """Images of consecutive seeds: `images` uint8 [n, C, H, W]; `nfe` counted per image, None where not observed."""
+    """Images of consecutive seeds: `images` uint8 [n, C, H, W].
+
+    `nfe` and `gradient_evaluations` are counted per image, None where not observed.
+    """
 
     images: npt.NDArray[np.uint8]
     seeds: npt.NDArray[np.int64]
     nfe: float | None
+    gradient_evaluations: float | None = None
 
     @property
     def digest(self) -> str:
@@ -147,11 +151,12 @@ class SampleShards:
         arrays, meta = found
         if not np.array_equal(arrays["seeds"], self.seeds(index)) or len(arrays["images"]) != self.size:
             return None
-        return Shard(arrays["images"], arrays["seeds"], meta.get("nfe"))
+        return Shard(arrays["images"], arrays["seeds"], meta.get("nfe"), meta.get("gradient_evaluations"))
 
     def write(self, index: int, shard: Shard) -> None:
         """Keep shard `index`."""
-        content = _pack({"images": shard.images, "seeds": shard.seeds}, {"nfe": shard.nfe, "key": self.key})
+        counts = {"nfe": shard.nfe, "gradient_evaluations": shard.gradient_evaluations}
+        content = _pack({"images": shard.images, "seeds": shard.seeds}, {**counts, "key": self.key})
         write_atomic(self._own / self._name(index), content)
 
     def without_shipped(self) -> SampleShards:

@@ -99,6 +99,7 @@ def _density_score(counts: _helpers.Int64, k: int) -> Score:
         interval=stats.symmetric_interval(value, stderr, bounds=(0, np.inf)),
         uncertainty="standard error of the mean over generated samples; the reference is fixed",
         n=len(counts),
+        replicates=stats.leave_out(value, counts / k, groups=_helpers.GROUPS),
     )
 
 
@@ -118,6 +119,7 @@ def _coverage_score(real: Array, generated: Array, radii: _helpers.Float64, rng:
         interval=stats.symmetric_interval(value, stderr, dof=len(without) - 1, bounds=(0, 1)),
         uncertainty=f"jackknife over {len(without)} groups of generated samples; the reference is fixed",
         n=len(labels),
+        replicates=tuple(without.tolist()),
     )
 
 

@@ -69,6 +69,7 @@ def compute(
             uncertainty=f"standard error over {splits} splits; the papers' standard deviation of splits is "
             f"{math.sqrt(splits - 1):.3g} times that",
             n=len(logits),
+            replicates=tuple(((values.sum() - values) / (splits - 1)).tolist()),
         )
     }
 

@@ -94,8 +94,8 @@ def compute(
         generated_subsets=draw_subsets(len(samples), size=subset_size, subsets=subsets, rng=rng),
     )
     value = float(values.mean())
-    sampling = jackknife_stderr(real=reference, generated=samples, rng=rng)
-    stderr = math.hypot(sampling, stats.mean_stderr(values))
+    influences = sample_influences(real=reference, generated=samples, rng=rng)
+    stderr = math.hypot(stats.mean_stderr(influences), stats.mean_stderr(values))
     (kind,) = _kinds(*_helpers.extractor_of(real))
     score = Score(
         value=value,
@@ -103,12 +103,18 @@ def compute(
         interval=stats.symmetric_interval(value, stderr),
         uncertainty="jackknife over generated samples and the draw of subsets; the reference is fixed",
         n=len(samples),
+        replicates=stats.leave_out(value, influences, groups=_helpers.GROUPS),
     )
     return {kind.name: score}
 
 
 def jackknife_stderr(*, real: Array, generated: Array, rng: np.random.Generator) -> float:
-    """Standard error of MMD^2 over all samples under a new draw of the generated ones, the real ones fixed.
+    """Standard error of MMD^2 over all samples under a new draw of the generated ones; see `sample_influences`."""
+    return stats.mean_stderr(sample_influences(real=real, generated=generated, rng=rng))
+
+
+def sample_influences(*, real: Array, generated: Array, rng: np.random.Generator) -> _helpers.Float64:
+    """Influence of each generated sample on MMD^2 over all samples but for a constant, the real ones fixed.
 
     Without sample i the estimate is a constant less 2 h_i / (M - 1), h_i = a_i (M - 1) / (M - 2) - b_i, where a_i is
     the mean kernel of i with the other generated samples and b_i that with the real ones: row means are enough.
@@ -119,12 +125,13 @@ def jackknife_stderr(*, real: Array, generated: Array, rng: np.random.Generator)
         rng: Chooses the landmarks where there are more than LANDMARKS samples.
 
     Returns:
-        Standard error, >= 0.
+        float64 [M].
     """
     count = len(generated)
     among = _row_means(generated, _landmarks(count, rng), itself=True, pool=generated)
     across = _row_means(generated, _landmarks(len(real), rng), itself=False, pool=real)
-    return 2 * stats.mean_stderr(among * (count - 1) / (count - 2) - across)
+    influences: _helpers.Float64 = 2 * (among * (count - 1) / (count - 2) - across)
+    return influences
 
 
 def _kinds(extractor: str, is_inception: bool) -> tuple[ScoreKind]:

@@ -75,6 +75,7 @@ def compute(
         interval=stats.wilson_interval(hits, count),
         uncertainty="Wilson interval over the generated samples; both sets of real images are fixed",
         n=count,
+        replicates=stats.leave_out(hits / count, found, groups=_helpers.GROUPS),
     )
     return {kind.name: score}
 

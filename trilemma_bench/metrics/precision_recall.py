@@ -87,6 +87,7 @@ def _precision_score(inside: _helpers.Bool) -> Score:
         interval=stats.wilson_interval(hits, count),
         uncertainty="Wilson interval over the generated samples; the reference is fixed",
         n=count,
+        replicates=stats.leave_out(hits / count, inside, groups=_helpers.GROUPS),
     )
 
 
@@ -108,6 +109,7 @@ def _recall_score(real: Array, generated: Array, k: int, rng: np.random.Generato
         interval=stats.symmetric_interval(float(values[0]), stderr, dof=len(values) - 2, bounds=(0, 1)),
         uncertainty=f"jackknife over {len(values) - 1} groups of generated samples; the reference is fixed",
         n=len(labels),
+        replicates=tuple(values[1:].tolist()),
     )
 
 

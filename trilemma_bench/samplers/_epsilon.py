@@ -14,6 +14,7 @@ from trilemma_bench.diffusion import Chain, linear_betas
 from trilemma_bench.errors import WeightsError
 from trilemma_bench.kinds import Weights
 from trilemma_bench.nets import unet
+from trilemma_bench.nets._unet_keys import from_other_program, num_train_steps
 from trilemma_bench.samplers._helpers import (
     X_T,
     ImageSampler,
@@ -79,19 +80,26 @@ class EpsilonSampler(ImageSampler):
 
 
 def load(path: Path) -> Weights:
-    """Weights of an epsilon network: `.safetensors` of this package, or a folder that diffusers saved.
+    """Weights of an epsilon network: `.safetensors` of this package, a folder that diffusers saved, or `.ckpt`.
 
-    A folder holds `config.json` and `diffusion_pytorch_model.safetensors` (or `.bin`), itself or under `unet/`;
+    The latter are pytorch_diffusion's (pesser) conversions of the authors' weights and pytorch-ddpm's checkpoints, of
+    which the averaged weights are taken; both leave the betas to the paper's linear schedule. A folder holds
+    `config.json` and `diffusion_pytorch_model.safetensors` (or `.bin`), itself or under `unet/`;
     `scheduler_config.json` gives the betas. It is read from the disk; nothing is fetched.
     """
     if path.is_dir():
         return _load_diffusers(path)
     tensors, config = read_tensors(path)
     if config is None:
-        raise WeightsError(
-            f"{path}: holds no network configuration. Give a .safetensors that `trilemma-bench train ddpm` wrote, "
-            "or a folder that diffusers saved (config.json beside the weights)."
-        )
+        converted = from_other_program(tensors, str(path))
+        if converted is None:
+            raise WeightsError(
+                f"{path}: holds no network configuration. Give a .safetensors that `trilemma-bench train ddpm` wrote, "
+                "a folder that diffusers saved (config.json beside the weights), or a .ckpt of pytorch_diffusion or "
+                "pytorch-ddpm."
+            )
+        config = {"unet": converted[0], "num_train_steps": num_train_steps(tensors)}
+        tensors = converted[1]
     return make_weights(tensors, config, str(path))
 
 

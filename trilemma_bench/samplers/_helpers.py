@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from trilemma_bench.errors import UsageError, WeightsError, unknown_name
-from trilemma_bench.images import to_uint8
+from trilemma_bench.errors import DataError, UsageError, WeightsError, unknown_name
+from trilemma_bench.images import check_member_name, to_uint8
 from trilemma_bench.kinds import Weights
 from trilemma_bench.spec import digest
 
@@ -92,12 +93,20 @@ class ImageSampler(ABC):
         self.dtype = DTYPES[dtype]
         self._eager = not compile
         self.networks = dict(networks)
+        self.guides: dict[str, nn.Module] = {}
         for network in self.networks.values():
             network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             network.eval().requires_grad_(False)
             if compile:
                 # The bound method, so that hooks on the module stay outside of what is compiled.
                 network.forward = torch.compile(network.forward)  # type: ignore[method-assign]
+
+    def add_guides(self, guides: Mapping[str, nn.Module]) -> None:
+        """Take in networks whose gradient guides the others; their passes are counted apart."""
+        for network in guides.values():
+            network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network.eval().requires_grad_(False)
+        self.guides = {**self.guides, **guides}
 
     @abstractmethod
     def draw(self, noise: Noise, count: int) -> Tensor:
@@ -146,7 +155,7 @@ class _SameBitsInEveryPlace(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.silu and not kwargs.get("inplace") and _ends_beside_a_vector(args[0]):
             x = args[0].float()
-            return (x / torch.exp(-x).add_(1)).to(args[0].dtype)
+            return (x / (torch.exp(-x) + 1)).to(args[0].dtype)
         if func is F.group_norm and len(args[0]) % torch.get_num_threads():
             return func(args[0].contiguous(), *args[1:], **kwargs)
         return func(*args, **kwargs)
@@ -159,6 +168,10 @@ def _ends_beside_a_vector(x: Tensor, grain: int = 32768, vector: int = 64) -> bo
 
 
 # --- weights ----------------------------------------------------------------------------------------------
+
+NESTED = ("ema_model", "ema", "state_dict")
+"""Keys under which checkpoints hold the state dict that is wanted, averaged weights first."""
+MAX_RATIO = 4
 
 
 def weights_digest(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
@@ -188,7 +201,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """Tensors and, where the file holds it, the configuration; nothing in the file is executed.
 
     Reads `.safetensors` (configuration in the header, as `trilemma-bench train` writes it) and what
-    `torch.load(weights_only=True)` takes, a bare state dict or one under `state_dict` or `ema`.
+    `torch.load(weights_only=True)` takes, a bare state dict or one under a key of `NESTED`, averaged weights first.
 
     Raises:
         WeightsError: Missing, unreadable, or not a state dict.
@@ -203,7 +216,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
                 header = stream.metadata() or {}
                 tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
             return tensors, json.loads(header["config"]) if "config" in header else None
+        _check_zip(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
     except Exception as error:
         # Torch's own text advises to load what may run code.
         lines = [] if isinstance(error, pickle.UnpicklingError) else str(error).strip().splitlines()
@@ -212,12 +228,47 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
             f"{lines[0][:300] if lines else type(error).__name__}. "
             "Files that would run code are refused; save the state dict alone."
         ) from error
-    for key in ("ema", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
+    nested = next((key for key in NESTED if isinstance(content, dict) and isinstance(content.get(key), dict)), None)
+    if nested is not None:
+        content = content[nested]
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise WeightsError(f"{path}: holds {type(content).__name__}, expected a state dict of tensors.")
+    _check_sizes(content, path)
     return content, None
+
+
+def _check_zip(path: Path) -> None:
+    """Refuse a zip that torch did not write: it never compresses, and its names stay inside.
+
+    Raises:
+        WeightsError: A compressed member, or one that leads out of the archive.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            try:
+                check_member_name(member.filename, str(path))
+            except DataError as error:
+                raise WeightsError(str(error)) from error
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size > path.stat().st_size:
+                raise WeightsError(
+                    f"{path}: {member.filename!r} unpacks to {member.file_size} bytes; torch writes weights "
+                    "uncompressed, and no other zip is read. Save the state dict with torch.save."
+                )
+
+
+def _check_sizes(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors that are more than the file: a stride of 0 makes any size out of one number."""
+    total = 0
+    for key, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        total += size
+        if tensor.layout != torch.strided or tensor.is_quantized or size > tensor.untyped_storage().nbytes():
+            raise WeightsError(f"{path}: {key} {list(tensor.shape)} is no plain tensor of the file's numbers. Refused.")
+    # Tied weights may stand in a file once; a few times the file is generous.
+    if total > MAX_RATIO * path.stat().st_size:
+        raise WeightsError(f"{path}: {total} bytes of tensors in a file of {path.stat().st_size}. Refused.")
 
 
 def built(net: nn.Module, weights: Weights, load_into: nn.Module | None = None) -> nn.Module:

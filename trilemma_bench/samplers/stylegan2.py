@@ -25,7 +25,11 @@ from trilemma_bench.samplers._helpers import (
     network_of,
     read_tensors,
 )
+from trilemma_bench.samplers._persistence import generator_config, read_networks, tensors_of
 from trilemma_bench.spec import Frozen
+
+PICKLES = (".pkl", ".pickle")
+"""Suffixes of the authors' files."""
 
 TOLERANCE = (2, 0.001)
 """Over twice what was measured: 1 grey level, in 3.3e-4 of the values of the worst of 200 images (4e-5 of all values).
@@ -76,13 +80,30 @@ class StyleGAN2Sampler(ImageSampler):
 
 
 def load(path: Path) -> Weights:
-    """Weights of a generator: `.safetensors` of this package."""
+    """Weights of a generator: `.safetensors` of this package, or an official StyleGAN2-ADA pickle (`.pkl`).
+
+    Of a pickle the averaged generator `G_ema` is taken; its configuration is read off attributes and shapes.
+    """
+    if path.suffix in PICKLES:
+        return _load_official(path)
     tensors, config = read_tensors(path)
     if config is None:
         raise WeightsError(
-            f"{path}: holds no network configuration. Give a .safetensors that `trilemma-bench train stylegan2` wrote."
+            f"{path}: holds no network configuration. Give a .safetensors that `trilemma-bench train stylegan2` wrote, "
+            "or an official pickle (.pkl)."
         )
     return make_weights(tensors, config, str(path))
+
+
+def _load_official(path: Path) -> Weights:
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file. Give the path of a weights file after the @.")
+    networks = read_networks(path)
+    if "G_ema" not in networks:
+        raise WeightsError(f"{path}: holds {', '.join(networks)}, and no averaged generator G_ema.")
+    tensors = tensors_of(networks["G_ema"], str(path))
+    config = generator_config(networks["G_ema"], tensors, str(path))
+    return make_weights(tensors, {"generator": config}, f"{path} (G_ema)")
 
 
 def build(options: Options, weights: Weights, **settings: Any) -> StyleGAN2Sampler:
