@@ -51,6 +51,10 @@ InceptionOption = Annotated[
 UnverifiedOption = Annotated[
     bool, typer.Option("--allow-unverified-weights", help="Take Inception weights of another digest; marked.")
 ]
+StatisticsOption = Annotated[
+    Path | None,
+    typer.Option(help="Mean and covariance of pytorch-fid, clean-fid, EDM or ADM (npz) for Inception's distances."),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress, no table.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the records as JSON and nothing else.")]
 
@@ -119,6 +123,7 @@ def run(
     batch_size: BatchOption = None,
     data_root: DataRootOption = None,
     inception_weights: InceptionOption = None,
+    statistics: StatisticsOption = None,
     allow_unverified: UnverifiedOption = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Make all samples anew; use no finished ones.")] = False,
     retime: Annotated[bool, typer.Option("--retime", help="Add a timing to finished records.")] = False,
@@ -134,7 +139,7 @@ def run(
     with _progress(quiet or as_json) as report:
         settings = Settings(
             out=out, data_root=data_root, inception_weights=inception_weights, allow_unverified=allow_unverified,
-            fresh=fresh, retime=retime, full_timing=full_timing, report=report,
+            fresh=fresh, retime=retime, full_timing=full_timing, statistics=statistics, report=report,
         )  # fmt: skip
         named = parse_models(models)
         data = find_data(dataset, settings)
@@ -175,6 +180,7 @@ def score(
     device: DeviceOption = "cpu",
     data_root: DataRootOption = None,
     inception_weights: InceptionOption = None,
+    statistics: StatisticsOption = None,
     allow_unverified: UnverifiedOption = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -186,7 +192,7 @@ def score(
     with _progress(quiet or as_json) as report:
         settings = Settings(
             out=out, data_root=data_root, inception_weights=inception_weights, allow_unverified=allow_unverified,
-            report=report,
+            statistics=statistics, report=report,
         )  # fmt: skip
         data = find_data(dataset, settings)
         found = find_protocol(protocol, data, num_samples=num_samples)
@@ -212,6 +218,63 @@ def leaderboard(
     elif not quiet:
         _print_tables(records)
         print(f"wrote {', '.join(str(path) for path in paths)}")
+
+
+@app.command(epilog=EPILOG)
+def compare(
+    a: Annotated[str, typer.Argument(help="A record: its file, or its name or model in the results folder.")],
+    b: Annotated[str, typer.Argument(help="The other one.")],
+    out: OutOption = Path("results"),
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two records score by score: difference, 95 % interval, p (corrected after Holm), verdict."""
+    from dataclasses import asdict
+
+    from trilemma_bench.comparison import compare as compared
+    from trilemma_bench.results import find_record
+
+    first, second = find_record(a, out), find_record(b, out)
+    found = compared(first, second)
+    if as_json:
+        print(json.dumps([asdict(each) for each in found], indent=2))
+        return
+    print(f"a: {first.name} ({first.spec.protocol.name})\nb: {second.name} ({second.spec.protocol.name})")
+    for each in found:
+        if each.difference is None:
+            print(f"{each.label}: not comparable: {each.note}")
+            continue
+        low, high = each.difference.interval
+        change = f"{each.difference.value:+.4g} [{low:+.4g}, {high:+.4g}]"
+        print(
+            f"{each.label}: a {each.a:.5g}, b {each.b:.5g}, a - b {change}, p {each.p:.2g}: {each.verdict} ({each.note})"
+        )
+
+
+@app.command(epilog=EPILOG)
+def verify(
+    record: Annotated[Path, typer.Argument(help="A record: results/PROTOCOL/MODEL-DIGEST.json.")],
+    dataset: DatasetOption = "cifar10",
+    data_root: DataRootOption = None,
+    inception_weights: InceptionOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make again what can be made again of a record, from the cache, and say what agrees."""
+    from dataclasses import asdict
+
+    from trilemma_bench.provenance import verify as verified
+    from trilemma_bench.run import Settings, find_data
+
+    with _progress(quiet or as_json) as report:
+        settings = Settings(data_root=data_root, inception_weights=inception_weights, report=report)
+        checks = verified(record, find_data(dataset, settings), settings)
+    if as_json:
+        print(json.dumps([asdict(each) for each in checks], indent=2))
+    else:
+        for each in checks:
+            print(f"{each.verdict}: {each.what}: {each.detail}")
+    if any(each.verdict == "differs" for each in checks):
+        raise typer.Exit(1)
 
 
 def _finish(records: list[Any], out: Path, settings: Any, protocol: Any, *, quiet: bool, as_json: bool) -> None:
@@ -373,6 +436,33 @@ def _training_bar(quiet: bool) -> Iterator[Callable[[Any], None]]:
         yield show
 
 
+@app.command(epilog=EPILOG)
+def selftest(
+    protocol: ProtocolOption = "paper",
+    dataset: DatasetOption = "cifar10",
+    golden: Annotated[Path | None, typer.Option(help="Another file of published constants (TOML).")] = None,
+    device: DeviceOption = "cpu",
+    data_root: DataRootOption = None,
+    inception_weights: InceptionOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Measure published constants of the real data again: does this installation measure what the field does?"""
+    from trilemma_bench import selftest as tests
+    from trilemma_bench.run import Settings, find_data, find_protocol
+
+    with _progress(quiet) as report:
+        settings = Settings(data_root=data_root, inception_weights=inception_weights, report=report)
+        data = find_data(dataset, settings)
+        name = find_protocol(protocol, data).name
+        outcomes = tests.run(data, protocol, settings, tests.read_golden(golden or name))
+    for each in outcomes:
+        verdict = "holds" if each.holds else "DOES NOT HOLD"
+        found = each.failure if each.found is None else f"{each.found:.4f}"
+        print(f"{verdict}: {each.expected.source}: {found}, expected {each.expected.value} ± {each.expected.within}")
+    if not all(each.holds for each in outcomes):
+        raise typer.Exit(1)
+
+
 LISTS = {
     "models": "sampler",
     "datasets": "dataset",
@@ -384,10 +474,13 @@ LISTS = {
 
 @app.command("ls", epilog=EPILOG)
 def list_names(
-    what: Annotated[str, typer.Argument(help="models, datasets, metrics, extractors, trainers or protocols.")],
+    what: Annotated[
+        str, typer.Argument(help="models, datasets, metrics, extractors, trainers, protocols, or results.")
+    ],
+    out: OutOption = Path("results"),
     as_json: JsonOption = False,
 ) -> None:
-    """List what can be named."""
+    """List what can be named; `results` lists the records of a results folder."""
     from trilemma_bench import registry
     from trilemma_bench.spec import protocol_names
 
@@ -395,8 +488,12 @@ def list_names(
         found = protocol_names()
     elif what in LISTS:
         found = registry.names(LISTS[what])
+    elif what == "results":
+        from trilemma_bench.results import listing
+
+        found = listing(out)
     else:
-        raise unknown_name("list", what, [*LISTS, "protocols"])
+        raise unknown_name("list", what, [*LISTS, "protocols", "results"])
     print(json.dumps(found, indent=2) if as_json else "\n".join(found))
 
 

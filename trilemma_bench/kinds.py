@@ -94,11 +94,13 @@ class ExtractorKind:
     available: Callable[[Path | None], str | None]
     is_inception: bool = False
     """True only for the network whose Frechet distance is called FID and whose class score is called IS."""
+    inception_weights: bool = False
+    """Whether it takes the TF Inception weights that the user names."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean [D] and covariance [D, D] (divided by n - 1) in float64."""
+    """Count, mean [D] and covariance [D, D] (divided by n - 1) in float64; a count of 0 is not known."""
 
     n: int
     mean: npt.NDArray[np.float64]

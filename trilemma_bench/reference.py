@@ -306,6 +306,78 @@ def load_reference(path: str | Path) -> Reference:
     return reference
 
 
+# --- other programs' statistics -----------------------------------------------------------------------------
+
+_STATISTICS = {"inception_v3_tf_spatial": ("mu_s", "sigma_s")}
+"""Names of mean and covariance in ADM's reference batches for spatial features; elsewhere `mu` and `sigma`."""
+MAX_STATISTICS_BYTES = 4 * 2**30
+
+
+def import_statistics(path: str | Path, extractor: Extractor) -> Reference:
+    """Mean and covariance that another program saved, as a reference for Fréchet distances alone.
+
+    Read are npz files of pytorch-fid and clean-fid (`mu`, `sigma`), StyleGAN's and EDM's (the same), and ADM's
+    reference batches (`mu`, `sigma`, `mu_s`, `sigma_s`, beside images that are left alone). None of them says which
+    network or resize made it, nor the number of images: that is the caller's word, and the reference says whose file
+    it is. StyleGAN's divide the covariance by N, the others by N - 1; no file says its N, so nothing is rescaled.
+
+    Args:
+        path: The npz file.
+        extractor: What the statistics are held to be made by.
+
+    Raises:
+        StoreError: Not such a file, arrays of a wrong shape, or numbers that no covariance has.
+    """
+    path = Path(path)
+    mean_name, cov_name = _STATISTICS.get(extractor.name, ("mu", "sigma"))
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            names = list(file.files)
+            if not {mean_name, cov_name} <= set(names):
+                raise StoreError(
+                    f"{path}: holds {', '.join(names) or 'nothing'}; statistics for {extractor.name} have {mean_name} "
+                    f"and {cov_name}. Give an npz of pytorch-fid, clean-fid, EDM or ADM."
+                )
+            size = sum(item.file_size for item in file.zip.infolist() if item.filename.startswith(("mu", "sigma")))
+            if size > MAX_STATISTICS_BYTES:
+                raise StoreError(f"{path}: {size} bytes of statistics; at most {MAX_STATISTICS_BYTES} are read.")
+            mean, cov = (np.asarray(file[name], np.float64) for name in (mean_name, cov_name))
+    except StoreError:
+        raise
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        EOFError,
+        zlib.error,
+        zipfile.BadZipFile,
+        AttributeError,
+    ) as error:
+        raise StoreError(f"{path}: not a readable npz of statistics: {error}.") from error
+    if mean.ndim != 1 or cov.shape != mean.shape * 2 or mean.size > MAX_DIMENSIONS:
+        raise StoreError(
+            f"{path}: {mean_name} is {list(mean.shape)} and {cov_name} {list(cov.shape)}; expected [D], [D, D]."
+        )
+    largest = float(np.abs(cov).max(initial=0))
+    if not (np.isfinite(mean).all() and np.isfinite(cov).all()) or np.abs(cov - cov.T).max(initial=0) > 1e-6 * largest:
+        raise StoreError(f"{path}: {cov_name} is not a covariance: not finite, or not symmetric.")
+    if np.linalg.eigvalsh(cov)[0] < -1e-6 * largest:
+        raise StoreError(f"{path}: {cov_name} is not a covariance: it has a negative eigenvalue.")
+    about = {
+        "format": FORMAT, "statistics": path.name, "extractor": extractor.name, "held_out": None, "train": None,
+        "extractor_identity": extractor.identity, "verified": extractor.verified, "command": "imported",
+        "is_inception": registry.get("extractor", extractor.name).is_inception,
+    }  # fmt: skip
+    none = np.zeros((0, len(mean)), np.float32)
+    found = Reference(
+        moments=Moments(n=0, mean=mean, cov=(cov + cov.T) / 2), features=none, logits=None,
+        components=np.zeros((len(mean), 0), np.float32), centre=mean.astype(np.float32),
+        train_sketch=np.zeros((0, 0), np.float32), held_out_sketch=None, identity="", about=about,
+    )  # fmt: skip
+    return replace(found, identity=identity_of(found))
+
+
 # --- parts ------------------------------------------------------------------------------------------------
 
 

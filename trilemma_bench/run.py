@@ -29,6 +29,7 @@ import trilemma_bench
 from trilemma_bench import reference as references
 from trilemma_bench import registry, speed
 from trilemma_bench.errors import DataError, ProtocolError, UsageError, WeightsError, unknown_name
+from trilemma_bench.fetch import file_sha256
 from trilemma_bench.images import fingerprint, open_images
 from trilemma_bench.kinds import Dataset, Extractor, ExtractorKind, ImageSet, Metric, Reference, Sampler
 from trilemma_bench.models import OpenModel, adopt, open_model, parse_model
@@ -54,6 +55,7 @@ class Settings:
         data_root: Where data sets lie, beside the places that are always looked at.
         cache: Samples, features and references; None takes `TRILEMMA_CACHE` or the user's cache.
         inception_weights: Path of the TF Inception weights.
+        statistics: Another program's mean and covariance (npz), in place of the reference of Inception's features.
         allow_unverified: Take extractor weights of another digest; the record says so.
         fresh: Make all samples anew, use no finished shards.
         retime: Add a timing to a finished record.
@@ -65,6 +67,7 @@ class Settings:
     data_root: Path | None = None
     cache: Path | None = None
     inception_weights: Path | None = None
+    statistics: Path | None = None
     allow_unverified: bool = False
     fresh: bool = False
     retime: bool = False
@@ -196,7 +199,7 @@ def _with_options(settings: Settings, options: dict[str, Any]) -> Settings:
     for name in options:
         if name not in known:
             raise unknown_name("argument of evaluate", name, known)
-    paths = ("out", "data_root", "cache", "inception_weights")
+    paths = ("out", "data_root", "cache", "inception_weights", "statistics")
     changed: dict[str, Any] = {k: Path(v) if k in paths and v is not None else v for k, v in options.items()}
     return replace(settings, **changed)
 
@@ -220,6 +223,7 @@ def evaluate_spec(
 ) -> ResultRecord:
     """One sampler (or finished `images`) under one protocol; reuses a finished record below `settings.out`."""
     started = time.perf_counter()
+    spec = _with_statistics(spec, settings)
     source = _source(spec, data, settings, model, images)
     path = None if settings.out is None else _record_path(spec, source, settings.out)
     wanted = _available_scores(spec.protocol, settings)
@@ -237,9 +241,29 @@ def evaluate_spec(
     return record
 
 
+def _with_statistics(spec: RunSpec, settings: Settings) -> RunSpec:
+    """The spec under a protocol of its own where another program's statistics stand for the data."""
+    if settings.statistics is None:
+        return spec
+    if not settings.statistics.is_file():
+        raise UsageError(f"--statistics {settings.statistics}: no such file.")
+    name = f"{spec.protocol.name}@statistics-{file_sha256(settings.statistics)[:8]}"
+    return spec.model_copy(update={"protocol": spec.protocol.model_copy(update={"name": name})})
+
+
 def _measure(
     spec: RunSpec, data: Data, settings: Settings, source: _Source, wanted: list[ScoreSpec], started: float
 ) -> ResultRecord:
+    cost_free = _without_speed(spec, data, settings, source, wanted, started)
+    if source.model is None:
+        return cost_free
+    return cost_free.model_copy(update={"speed": _speed(source, spec, settings, nfe=source.nfe)})
+
+
+def _without_speed(
+    spec: RunSpec, data: Data, settings: Settings, source: _Source, wanted: list[ScoreSpec], started: float
+) -> ResultRecord:
+    """The record but for what sampling costs."""
     protocol = spec.protocol
     if tuple(source.shape) != tuple(protocol.image_shape):
         raise ProtocolError(
@@ -252,18 +276,38 @@ def _measure(
     scores = []
     for score in wanted:
         scores += _score(score, protocol, extractors[score.extractor], real[score.extractor], features[score.extractor])
-    cost = None if source.model is None else _speed(source, spec, settings, nfe=source.nfe)
     return ResultRecord(
         model=source.label,
         family=source.family,
         spec=spec,
         samples_key=source.key,
         scores=tuple(scores),
-        speed=cost,
+        speed=None,
         hardware=speed.hardware(spec.device, spec.dtype),
         provenance=_provenance(source, extractors, real, started),
         notes=tuple(source.notes),
     )
+
+
+def recompute(record: ResultRecord, data: Data, settings: Settings) -> ResultRecord | str:
+    """The record again, without speed, from samples that are finished; or in a line why that cannot be.
+
+    Raises:
+        TrilemmaError: Weights, extractor or reference are not at hand.
+    """
+    spec, started = record.spec, time.perf_counter()
+    if record.family in ("images", "external"):
+        return "the record does not say where its images or its sampler are"
+    source = _source(spec, data, settings, None, None)
+    if source.key != record.samples_key:
+        return f"other weights or options: the samples key is now {source.key[:12]}, was {record.samples_key[:12]}"
+    if source.model is not None:
+        model = source.model
+        shards = SampleShards(settings.cache_folder, model.samples_key, spec.seed, model.micro_batch, model.shipped)
+        missing = [index for index in shards.indices(spec.protocol.num_generated) if shards.read(index) is None]
+        if missing:
+            return f"{len(missing)} shards of its samples are not in the cache; `trilemma-bench run` makes them"
+    return _without_speed(spec, data, settings, source, _available_scores(spec.protocol, settings), started)
 
 
 def failure_record(spec: RunSpec, error: BaseException) -> ResultRecord:
@@ -485,7 +529,7 @@ def _available_scores(protocol: Protocol, settings: Settings) -> list[ScoreSpec]
 def missing_extractor(name: str, settings: Settings) -> str | None:
     """One line on how to get what this extractor lacks, or None."""
     kind: ExtractorKind = registry.get("extractor", name)
-    return kind.available(settings.inception_weights if kind.is_inception else None)
+    return kind.available(settings.inception_weights if kind.inception_weights else None)
 
 
 class _Extraction:
@@ -493,7 +537,7 @@ class _Extraction:
 
     def __init__(self, name: str, settings: Settings, device: str) -> None:
         self.kind: ExtractorKind = registry.get("extractor", name)
-        weights = settings.inception_weights if self.kind.is_inception else None
+        weights = settings.inception_weights if self.kind.inception_weights else None
         self.extractor: Extractor = self.kind.build(
             device=device, weights=weights, allow_unverified=settings.allow_unverified
         )
@@ -536,6 +580,8 @@ def find_reference(protocol: Protocol, data: Data, extractor: Extractor, setting
     Raises:
         DataError: It has to be made and the data is not there.
     """
+    if settings.statistics is not None and registry.get("extractor", extractor.name).inception_weights:
+        return references.import_statistics(settings.statistics, extractor)
     shipped = references.reference_path(protocol, extractor.name)
     name = references.reference_name(protocol, extractor.name)
     cached = settings.cache_folder / "references" / f"{extractor.identity[:16]}-{name}"
@@ -647,7 +693,7 @@ def _provenance(
 ) -> Provenance:
     commit, dirty = _commit()
     weights = source.model.weights if source.model is not None else None
-    train = next(iter(real.values())).about.get("train") if real else None
+    train = next((item.about["train"] for item in real.values() if item.about.get("train")), None)
     return Provenance(
         package_version=trilemma_bench.__version__,
         commit=commit,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from trilemma_bench.errors import ProtocolError, WeightsError
@@ -21,7 +24,7 @@ BATCH_SIZE = {"cpu": 16}
 """Images a batch; a part of how features come out, so that no option changes it."""
 BATCH_SIZE_ELSEWHERE = 64
 
-MAX_WEIGHTS_BYTES = 2**30
+MAX_WEIGHTS_BYTES = 2 * 2**30
 
 
 class NetworkExtractor:
@@ -140,6 +143,42 @@ class Resize(nn.Module):
         return self._weights[key]
 
 
+def scaled(images: Tensor, mean: float, std: float) -> Tensor:
+    """(x - mean) / std."""
+    return (images - mean) / std
+
+
+def imagenet_normalised(images: Tensor) -> Tensor:
+    """RGB in 0..1, [B, 3, H, W], less ImageNet's mean and over its standard deviation."""
+    mean, std = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    shift, scale = (torch.tensor(part, device=images.device)[:, None, None] for part in (mean, std))
+    return (images - shift) / scale
+
+
+def pillow_bicubic(images: Tensor, size: int) -> Tensor:
+    """uint8 [B, C, H, W] -> float32 [B, C, size, size]: each channel as floats through Pillow, clipped to 0..255."""
+    planes = images.cpu().numpy().astype(np.float32).reshape(-1, *images.shape[2:])
+    resized = [np.asarray(Image.fromarray(plane).resize((size, size), Image.Resampling.BICUBIC)) for plane in planes]
+    found = np.stack(resized).clip(0, 255).reshape(*images.shape[:2], size, size)
+    return torch.from_numpy(found).to(images.device)
+
+
+def torch_bilinear(images: Tensor, size: int) -> Tensor:
+    """uint8 [B, C, H, W] -> float32 [B, C, size, size]: bilinear without antialiasing, clipped to 0..255."""
+    resized = F.interpolate(images.float(), (size, size), mode="bilinear", align_corners=False)
+    return resized.clamp(0, 255)
+
+
+def through_jpeg(images: Tensor, quality: int) -> Tensor:
+    """uint8 RGB [B, 3, H, W], written as JPEG by Pillow and read again."""
+    decoded = []
+    for image in images.cpu().numpy():
+        stream = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(stream, "JPEG", quality=quality)
+        decoded.append(np.asarray(Image.open(stream)).transpose(2, 0, 1))
+    return torch.from_numpy(np.stack(decoded)).to(images.device)
+
+
 # --- networks ---------------------------------------------------------------------------------------------
 
 
@@ -151,12 +190,37 @@ def fold_batch_norm(module: nn.Module, pairs: Iterable[tuple[str, str]]) -> None
         setattr(module, norm_name, nn.Identity())
 
 
+def hub_folder() -> Path:
+    """Where torch hub keeps weights."""
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def find_weights(file: str, weights: Path | None, *, any_name: bool = False) -> Path | None:
+    """A weights file: the argument's alone where it is given, else TRILEMMA_WEIGHTS' or torch hub's.
+
+    Args:
+        file: Its name.
+        weights: The file, or a folder that holds it under its own name.
+        any_name: Whether a file that TRILEMMA_WEIGHTS names is taken whatever it is called.
+    """
+    if weights is not None:
+        place = weights.expanduser()
+        found = place / file if place.is_dir() else place
+        return found if found.is_file() else None
+    named = os.environ.get("TRILEMMA_WEIGHTS")
+    for place in [*([Path(named).expanduser()] if named else []), hub_folder()]:
+        found = place / file if place.is_dir() else place
+        if found.is_file() and (any_name or found.name == file):
+            return found
+    return None
+
+
 def read_weights(path: Path, *, sha256: str, allow_unverified: bool) -> tuple[dict[str, Tensor], str, bool]:
     """Read a state dict as data (`weights_only`) and hold it to the published digest.
 
     Args:
         path: The .pth file.
-        sha256: The digest that it must have.
+        sha256: The digest that it must have, or its first digits.
         allow_unverified: Take a file of another digest all the same.
 
     Returns:
@@ -172,7 +236,8 @@ def read_weights(path: Path, *, sha256: str, allow_unverified: bool) -> tuple[di
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error}.") from error
     found = hashlib.sha256(data).hexdigest()
-    if found != sha256 and not allow_unverified:
+    verified = bool(sha256) and found.startswith(sha256)
+    if not verified and not allow_unverified:
         raise WeightsError(
             f"{path}: SHA-256 begins {found[:8]}..., expected {sha256[:8]}.... Delete the file and fetch it "
             "again, or allow unverified weights, which marks the record."
@@ -184,13 +249,13 @@ def read_weights(path: Path, *, sha256: str, allow_unverified: bool) -> tuple[di
         raise WeightsError(f"{path}: not a state dict of tensors: {str(error).splitlines()[0]}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path}: not a state dict of tensors.")
-    return state, found, found == sha256
+    return state, found, verified
 
 
-def load_strictly(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+def load_strictly(network: nn.Module, state: dict[str, Tensor], path: Path, *, assign: bool = False) -> None:
     """Load a state dict key for key; raises WeightsError where it belongs to another network."""
     try:
-        network.load_state_dict(state)
+        network.load_state_dict(state, assign=assign)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise WeightsError(f"{path}: the weights of another network: {reason}") from error

@@ -88,3 +88,17 @@ def influences(real_mean: Float64, real_factor: Float64, mean: Float64, factor: 
 def _centred_tiles(features: Array, mean: Float64) -> Iterator[Float64]:
     for start in range(0, len(features), _helpers.TILE):
         yield features[start : start + _helpers.TILE] - mean
+
+
+NAMES = {
+    "inception_v3_tf_spatial": ("sfid", "sFID"),
+    "inception_v3_tf_clean": ("fid_clean", "FID (clean)"),
+    "inception_v3_tf_legacy_pytorch": ("fid_legacy_pytorch", "FID (legacy PyTorch)"),
+    "inception_v3_tf_jpeg75": ("fid_jpeg75", "FID (JPEG 75)"),
+}
+"""Distances that the field calls by a name of their own; none of them is plain FID."""
+
+
+def name_of(extractor: str, is_inception: bool) -> tuple[str, str]:
+    """Name and label of the distance on an extractor's features."""
+    return ("fid", "FID") if is_inception else NAMES.get(extractor, (f"fd_{extractor}", f"FD ({extractor})"))

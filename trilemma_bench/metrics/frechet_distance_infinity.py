@@ -93,7 +93,7 @@ def compute(*, real: Reference, generated: Mapping[str, Array], rng: np.random.G
 
 
 def _kinds(extractor: str, is_inception: bool) -> tuple[ScoreKind]:
-    name, label = ("fid", "FID") if is_inception else (f"fd_{extractor}", f"FD ({extractor})")
+    name, label = _frechet.name_of(extractor, is_inception)
     return (ScoreKind(name=f"{name}_infinity", axis="quality", higher_is_better=False, label=f"{label}, infinite N"),)
 
 
