@@ -246,7 +246,8 @@ def compare(
         low, high = each.difference.interval
         change = f"{each.difference.value:+.4g} [{low:+.4g}, {high:+.4g}]"
         print(
-            f"{each.label}: a {each.a:.5g}, b {each.b:.5g}, a - b {change}, p {each.p:.2g}: {each.verdict} ({each.note})"
+            f"{each.label}: a {each.a:.5g}, b {each.b:.5g}, a - b {change}, p {each.p:.2g}: {each.verdict} "
+            f"({each.note})"
         )
 
 
