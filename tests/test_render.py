@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 
 import pytest
@@ -211,3 +212,48 @@ def test_terminal_table_shows_what_markdown_shows() -> None:
         "Failed (mine, FD (toy)): 2 rows hold NaN",
     ):
         assert part in text
+
+
+# --- precision, LaTeX, JSON ---------------------------------------------------------------------------------
+
+
+def test_precision_is_significant_digits_of_the_value() -> None:
+    text = render.to_markdown(rows(RECORDS), precision=3)
+    assert cells(text, "ddgan")[1:4] == ["41.2 ± 1.0", "0.420 ± 0.010", "**4.00**"]
+    assert cells(render.to_markdown(rows(RECORDS), precision=2), "ddgan")[1] == "41 ± 1"
+
+
+def test_notes_name_the_pareto_set_and_its_hypervolume() -> None:
+    assert "Pareto set of FD (toy), recall, s / 100 images: ddpm, ddgan. Hypervolume 0.000" in markdown(RECORDS)
+
+
+def test_latex_has_booktabs_rules_and_every_row_as_many_cells() -> None:
+    text = render.to_latex(rows(RECORDS))
+    body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
+    lines = [line for line in body.splitlines() if line.endswith(r"\\")]
+    assert len(lines) == 1 + len(RECORDS)
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {6}
+    assert text.count("{") == text.count("}")
+    assert r"\textbf{35.0 $\pm$ 1.0}" in text and r"4300 {[}3870, 5160]$^{\dagger}$" in text
+    assert r"\textit{real:split=test}" in text and r"FD (toy) $\downarrow$" in text
+    assert text.isascii()
+
+
+def test_latex_takes_no_command_from_names() -> None:
+    hostile = r"\input{/etc/passwd} a_b%c&d$e#f~g^h"
+    text = render.to_latex(rows([record(hostile, 1.0), record("b", Score.failed(hostile))]))
+    assert r"\input{" not in text
+    assert r"\textbackslash{}input\{/etc/passwd\} a\_b\%c\&d\$e\#f\textasciitilde{}g\textasciicircum{}h" in text
+
+
+def test_json_has_numbers_in_full_and_the_pareto_set() -> None:
+    (table,) = json.loads(render.to_json(rows(RECORDS)))
+    assert [column["name"] for column in table["columns"]][:2] == ["fd_toy", "recall_toy"]
+    (ddgan,) = [row for row in table["rows"] if row["model"] == "ddgan"]
+    assert ddgan["cells"][0]["value"] == 41.23456 and ddgan["ranked"] is True
+    (mine,) = [row for row in table["rows"] if row["model"] == "mine"]
+    assert mine["cells"][0] == {
+        "state": "failed", "value": None, "low": None, "high": None, "note": "2 rows hold NaN", "best": False,
+        "extrapolated": False, "verified": True,
+    }  # fmt: skip
+    assert table["pareto_set"] == ["ddpm", "ddgan"]

@@ -22,6 +22,8 @@ from trilemma_bench.speed import (
     measure_timing,
     networks_of,
     peak_memory,
+    ratio_to_reference_load,
+    reference_load,
     time_evaluations,
     time_once,
 )
@@ -301,3 +303,33 @@ def test_hardware_names_the_machine() -> None:
     found = hardware("cpu", "float32")
     assert found.model
     assert (found.device, found.dtype, found.threads) == ("cpu", "float32", torch.get_num_threads())
+
+
+# --- against a fixed load
+
+
+class Loads:
+    """A sampler whose images cost `each` reference loads."""
+
+    name = "loads"
+    image_shape = SHAPE
+
+    def __init__(self, each: float) -> None:
+        self._work, self._each = reference_load(), each
+
+    def sample(self, seeds: Tensor) -> Tensor:
+        for _ in range(round(len(seeds) * self._each)):
+            self._work()
+        return torch.zeros(len(seeds), *SHAPE, dtype=torch.uint8)
+
+
+def test_a_sampler_of_three_loads_has_the_ratio_three() -> None:
+    assert ratio_to_reference_load(Loads(1.5), 2, repeats=3) == pytest.approx(3, rel=0.25)
+
+
+def test_the_reference_load_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    reference_load()()
+    assert torch.equal(torch.rand(3), expected)

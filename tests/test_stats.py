@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from trilemma_bench import stats
 
@@ -88,3 +89,26 @@ def test_moments_do_not_depend_on_the_block(monkeypatch: pytest.MonkeyPatch) -> 
     blocks = stats.moments(features)
     assert np.allclose(whole.mean, blocks.mean, atol=1e-15)
     assert np.allclose(whole.cov, blocks.cov, rtol=1e-12)
+
+
+# --- differences
+
+
+def test_new_draws_have_the_p_value_of_a_prediction_interval() -> None:
+    """scipy's Student t on numbers worked out by hand: mean 3, s = sqrt(2.5), k = 5, m = 1."""
+    t = (7 - 3) / (math.sqrt(2.5) * math.sqrt(1 / 5 + 1))
+    expected = 2 * scipy.stats.t.sf(t, 4)
+    assert stats.new_draws_p_value([1, 2, 3, 4, 5], [7]) == pytest.approx(expected, rel=1e-12)
+    assert stats.new_draws_p_value([1, 2, 3, 4, 5], [-1]) == pytest.approx(expected, rel=1e-12)
+    assert stats.new_draws_p_value([1, 2, 3, 4, 5], [7], stderr=10) > 0.5
+
+
+def test_without_spread_any_difference_is_one() -> None:
+    assert stats.new_draws_p_value([2, 2, 2], [2]) == 1
+    assert stats.new_draws_p_value([2, 2, 2], [2.1]) == 0
+
+
+def test_p_values_are_uniform_where_nothing_differs() -> None:
+    rng = np.random.default_rng(0)
+    found = [stats.new_draws_p_value(rng.normal(size=5), rng.normal(size=2)) for _ in range(2000)]
+    assert scipy.stats.kstest(found, "uniform").pvalue > 0.01

@@ -7,6 +7,7 @@ lost; 130 interrupted, and the same command goes on from there.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,16 @@ reference_app = typer.Typer(help="The real side of every score.", no_args_is_hel
 app.add_typer(reference_app, name="reference")
 weights_app = typer.Typer(help="Official weights, read as data.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights")
+expect_app = typer.Typer(help="What a gate holds runs against.", no_args_is_help=True)
+app.add_typer(expect_app, name="expect")
+
+ModelsOption = Annotated[
+    str,
+    typer.Option(
+        help="Comma-separated: ddpm, ddim:steps=20,eta=0, ddgan@PATH, real:split=test, untrained:ddgan, "
+        "package.module:factory."
+    ),
+]
 
 DatasetOption = Annotated[str, typer.Option(help="Data set by name, or a folder, zip, npz of your own images.")]
 ProtocolOption = Annotated[str, typer.Option(help="lite, paper, a full name, or the path of a TOML file.")]
@@ -55,6 +66,7 @@ StatisticsOption = Annotated[
     Path | None,
     typer.Option(help="Mean and covariance of pytorch-fid, clean-fid, EDM or ADM (npz) for Inception's distances."),
 ]
+ResultsArgument = Annotated[Path, typer.Argument(help="Results folder.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress, no table.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the records as JSON and nothing else.")]
 
@@ -102,13 +114,7 @@ def _root(
 
 @app.command(epilog=EPILOG)
 def run(
-    models: Annotated[
-        str,
-        typer.Option(
-            help="Comma-separated: ddpm, ddim:steps=20,eta=0, ddgan@PATH, real:split=test, untrained:ddgan, "
-            "package.module:factory."
-        ),
-    ],
+    models: ModelsOption,
     dataset: DatasetOption = "cifar10",
     protocol: ProtocolOption = "lite",
     out: OutOption = Path("results"),
@@ -168,6 +174,54 @@ def _seeds(several: str | None, one: int) -> list[int]:
 
 
 @app.command(epilog=EPILOG)
+def sweep(
+    model: Annotated[str, typer.Option(help="One model, as after --models of `run`.")],
+    over: Annotated[list[str], typer.Option(help="An option and its values: steps=5,10,20; repeat it for a grid.")],
+    metric: Annotated[str, typer.Option(help="The column that the curve shows.")] = "fd",
+    within: Annotated[float, typer.Option(help="What counts as near the best: a share of it.", min=0.0)] = 0.05,
+    dataset: DatasetOption = "cifar10",
+    protocol: ProtocolOption = "lite",
+    out: OutOption = Path("results"),
+    num_samples: NumSamplesOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "cpu",
+    batch_size: BatchOption = None,
+    data_root: DataRootOption = None,
+    inception_weights: InceptionOption = None,
+    full_timing: Annotated[bool, typer.Option("--full-timing", help="Never extrapolate a time.")] = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure one model over values of its options: a record a point, and the fewest evaluations that do."""
+    from trilemma_bench import jobs
+    from trilemma_bench.models import parse_model
+    from trilemma_bench.ranking import find_column, has_column, rows
+    from trilemma_bench.run import Settings, find_data, find_protocol, run_spec
+    from trilemma_bench.sweep import curves, expand, fewest_evaluations
+
+    named = [parse_model(item) for item in expand(model, over)]
+    with _progress(quiet or as_json) as report:
+        settings = Settings(
+            out=out, data_root=data_root, inception_weights=inception_weights, full_timing=full_timing, report=report
+        )
+        data = find_data(dataset, settings)
+        found = find_protocol(protocol, data, num_samples=num_samples)
+        specs = [run_spec(item, found, seed=seed, device=device, batch_size=batch_size) for item in named]
+        jobs.check(specs)
+        records = jobs.run_all(specs, data, settings, failed=_print_failure)
+    if not as_json:
+        for table in rows(records).tables:
+            if not has_column(table, metric):
+                continue
+            column = find_column(table, metric)
+            for curve in curves(table, metric):
+                point = fewest_evaluations(curve, column, within=within)
+                print(f"{curve.label}: {point.nfe:g} evaluations are the fewest within {within:.0%} of the best "
+                      f"{column.label} ({point.value:.4g} at {point.row.label})")  # fmt: skip
+    _finish(records, out, settings, found, quiet=quiet, as_json=as_json)
+
+
+@app.command(epilog=EPILOG)
 def score(
     path: Annotated[Path, typer.Argument(help="Folder, zip, npz (also arr_0 in NHWC) or npy of uint8 images.")],
     dataset: DatasetOption = "cifar10",
@@ -204,19 +258,28 @@ def score(
 
 @app.command(epilog=EPILOG)
 def leaderboard(
-    results: Annotated[Path, typer.Argument(help="Results folder.")] = Path("results"),
+    results: ResultsArgument = Path("results"),
+    format: Annotated[str, typer.Option(help="Files to write: md, csv, tex (booktabs), json.")] = "md,csv",
+    sort: Annotated[str | None, typer.Option(help="Column to sort by, such as recall; the best first.")] = None,
+    columns: Annotated[str, typer.Option(help="Columns to show, in order: fd,recall,seconds.")] = "",
+    precision: Annotated[
+        int | None, typer.Option(min=1, max=9, help="Significant digits; else two of each interval.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to; else the results folder.")] = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write leaderboard.md and leaderboard.csv anew from the records of a results folder, and print it."""
+    """Write the leaderboard anew from the records of a results folder, and print it."""
+    from trilemma_bench.ranking import arrange, rows
     from trilemma_bench.results import read_records, write_leaderboard
 
     records = read_records(results)
-    paths = write_leaderboard(records, results)
+    board = arrange(rows(records), sort=sort, columns=_names(columns))
+    paths = write_leaderboard(board, out or results, formats=_names(format), precision=precision)
     if as_json:
         _print_json(records)
     elif not quiet:
-        _print_tables(records)
+        _print_tables(board, precision)
         print(f"wrote {', '.join(str(path) for path in paths)}")
 
 
@@ -278,16 +341,93 @@ def verify(
         raise typer.Exit(1)
 
 
+@app.command(epilog="Exit codes: 0 there is one; 1 no model meets the conditions; 2 input that cannot be used.")
+def best(
+    results: ResultsArgument = Path("results"),
+    metric: Annotated[str, typer.Option(help="A column: fid, fd, recall, seconds ...")] = "fd",
+    max_seconds: Annotated[float | None, typer.Option(help="Most seconds per 100 images.")] = None,
+    max_nfe: Annotated[float | None, typer.Option(help="Most network evaluations an image.")] = None,
+    where: Annotated[list[str] | None, typer.Option(help="A condition such as 'recall>=0.3'; repeat it.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Which model is the best under conditions, and which cannot be told from it?"""
+    from trilemma_bench import frontier
+    from trilemma_bench.ranking import find_column, has_column, rows
+    from trilemma_bench.render import cell_text, printable
+    from trilemma_bench.results import read_records
+
+    conditions = list(where or [])
+    conditions += [f"seconds<={max_seconds!r}"] if max_seconds is not None else []
+    conditions += [f"nfe<={max_nfe!r}"] if max_nfe is not None else []
+    answers = []
+    board = rows(read_records(results)).tables
+    # Where some tables have the column, the others have nothing to say; where none has, the error says what there is.
+    for table in [table for table in board if has_column(table, metric)] or board[:1]:
+        column = find_column(table, metric)
+        place = table.columns.index(column)
+        for index, row in enumerate(frontier.best(table, metric, conditions)):
+            cell = row.cells[place]
+            answers.append({"protocol": table.protocol, "model": row.label, "metric": column.name, "value": cell.value,
+                            "low": cell.low, "high": cell.high, "tied": index > 0})  # fmt: skip
+            if not as_json:
+                tied = " (cannot be told apart from it)" if index else ""
+                print(f"{printable(table.protocol)}: {printable(row.label)}, {column.name} "
+                      f"{cell_text(cell, column).rstrip('≈')}{tied}")  # fmt: skip
+    if as_json:
+        print(json.dumps(answers, indent=2))
+    elif not answers:
+        print(f"no model meets {', '.join(conditions)}" if conditions else "no model has a number there")
+    raise typer.Exit(0 if answers else 1)
+
+
+@app.command(epilog=EPILOG)
+def plot(
+    results: ResultsArgument = Path("results"),
+    out: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("figures"),
+    metric: Annotated[str | None, typer.Option(help="The column of the curves; else the first of quality.")] = None,
+    width: Annotated[str, typer.Option(help="column or page, as in the field's proceedings.")] = "page",
+    serif: Annotated[bool, typer.Option("--serif", help="Serif type.")] = False,
+) -> None:
+    """Write the trilemma figure and the curves of sweeps as PNG and SVG; needs trilemma-bench[plot]."""
+    from trilemma_bench.figures import write_figures
+    from trilemma_bench.ranking import rows
+    from trilemma_bench.results import read_records
+
+    paths = write_figures(rows(read_records(results)), out, metric=metric, width=width, serif=serif)
+    print(f"wrote {', '.join(str(path) for path in paths)}")
+
+
+@app.command(epilog=EPILOG)
+def report(
+    results: ResultsArgument = Path("results"),
+    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+    title: Annotated[str, typer.Option(help="Heading of the page.")] = "trilemma-bench",
+    quiet: QuietOption = False,
+) -> None:
+    """Write one self-contained HTML page: tables, figures, sample grids, a page for each model."""
+    from trilemma_bench.report import write_report
+    from trilemma_bench.results import read_records
+
+    left_out = write_report(read_records(results), out, title=title)
+    if not quiet:
+        print("\n".join([*left_out, f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB)"]))
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def _finish(records: list[Any], out: Path, settings: Any, protocol: Any, *, quiet: bool, as_json: bool) -> None:
     """Write the leaderboard over everything in `out`, print these records, and exit with 1 where one failed."""
+    from trilemma_bench.ranking import rows
     from trilemma_bench.results import read_records, write_leaderboard
     from trilemma_bench.run import left_out
 
-    paths = write_leaderboard(read_records(out), out)
+    paths = write_leaderboard(rows(read_records(out)), out)
     if as_json:
         _print_json(records)
     elif not quiet:
-        _print_tables(records)
+        _print_tables(rows(records))
         for line in left_out(protocol, settings):
             print(line)
         for record in records:
@@ -303,13 +443,13 @@ def _print_json(records: list[Any]) -> None:
     print(json.dumps([record.model_dump(mode="json") for record in records], indent=2))
 
 
-def _print_tables(records: list[Any]) -> None:
+def _print_tables(board: Any, precision: int | None = None) -> None:
     from rich.console import Console
 
     from trilemma_bench.results import tables
 
     console = Console(width=None if sys.stdout.isatty() else 200)
-    for table in tables(records):
+    for table in tables(board, precision=precision):
         console.print(table)
 
 
@@ -349,6 +489,88 @@ def _progress(quiet: bool) -> Iterator[Callable[..., None]]:
             progress.update(bars[what], completed=done, total=total, description=f"{what} {text}".strip())
 
         yield report
+
+
+# --- the gate ---------------------------------------------------------------------------------------------
+
+
+@expect_app.command("make", epilog=EPILOG)
+def expect_make(
+    models: ModelsOption,
+    out: Annotated[Path, typer.Option(help="Folder of expectations.")],
+    dataset: DatasetOption = "cifar10",
+    protocol: ProtocolOption = "lite",
+    num_samples: NumSamplesOption = None,
+    seeds: Annotated[int, typer.Option(help="Runs whose spread is the expectation's; at least 5.")] = 10,
+    images: Annotated[int, typer.Option(help="Images that are kept and drawn again by the gate.")] = 32,
+    images_only: Annotated[bool, typer.Option("--images-only", help="No scores, no speed: for slow samplers.")] = False,
+    speed_factor: Annotated[float, typer.Option(help="From which factor on another speed matters.")] = 1.25,
+    device: DeviceOption = "cpu",
+    batch_size: BatchOption = None,
+    data_root: DataRootOption = None,
+    inception_weights: InceptionOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Measure models under several seeds and write what a gate shall expect, images included."""
+    from trilemma_bench.expectations import make_expectation
+    from trilemma_bench.models import parse_models
+    from trilemma_bench.run import Settings
+
+    for item in parse_models(models):
+        with _progress(quiet) as report:
+            settings = Settings(data_root=data_root, inception_weights=inception_weights, report=report)
+            path = make_expectation(
+                item, out, settings, dataset=dataset, protocol=protocol, num_samples=num_samples, num_seeds=seeds,
+                num_images=images, images_only=images_only, min_speed_factor=speed_factor, device=device,
+                batch_size=batch_size,
+            )  # fmt: skip
+        print(f"wrote {path}")
+
+
+@app.command(epilog="Exit codes: 0 nothing moved; 1 drift; 2 something could not be judged.")
+def gate(
+    expect: Annotated[Path, typer.Option(help="Folder of expectations, looked through to its depth.")],
+    results: Annotated[
+        Path | None, typer.Option(help="Judge the records of this folder instead of running the models.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Keep the records of the run here.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write a summary for a pull request.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML.")] = None,
+    github: Annotated[
+        bool, typer.Option(envvar="GITHUB_ACTIONS", help="Print annotations and add to GitHub's step summary.")
+    ] = False,
+    data_root: DataRootOption = None,
+    inception_weights: InceptionOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Hold models against their expectations: has anything moved, and at which stage?"""
+    from trilemma_bench import gate_text
+    from trilemma_bench.gate import Observation, judge, matching
+    from trilemma_bench.results import read_expectations, read_records
+    from trilemma_bench.store import write_atomic
+
+    found = read_expectations(expect)
+    if results is not None:
+        records = read_records(results)
+        pairs = [(item, Observation(records=matching(item, records))) for _, item in found]
+    else:
+        from trilemma_bench.expectations import observe
+        from trilemma_bench.run import Settings
+
+        with _progress(quiet) as report:
+            settings = Settings(out=out, data_root=data_root, inception_weights=inception_weights, report=report)
+            pairs = [(item, observe(item, path, settings)) for path, item in found]
+    verdict = judge(pairs)
+    for path, text in ((markdown, gate_text.to_markdown(verdict)), (junit, gate_text.to_junit(verdict))):
+        if path is not None:
+            write_atomic(path, text.encode())
+    if github:
+        print("\n".join(gate_text.to_annotations(verdict)))
+        if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+            with open(summary, "a") as stream:
+                stream.write(gate_text.to_markdown(verdict))
+    print("\n".join(gate_text.to_lines(verdict)))
+    raise typer.Exit(verdict.exit_code)
 
 
 # --- references, training, listing --------------------------------------------------------------------------

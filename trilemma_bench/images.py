@@ -387,7 +387,7 @@ def write_png_folder(images: ImageSet | UInt8Images, path: str | Path, labels: A
     return path
 
 
-def write_grid(path: str | Path, images: UInt8Images, columns: int = 8) -> None:
+def write_grid(path: str | Path | IO[bytes], images: UInt8Images, columns: int = 8) -> None:
     """One PNG of images uint8 [N, C, H, W] side by side, `columns` in a row, without gaps."""
     count, channels, height, width = images.shape
     rows = -(-count // columns)
@@ -395,7 +395,7 @@ def write_grid(path: str | Path, images: UInt8Images, columns: int = 8) -> None:
     sheet[:count] = images
     sheet = sheet.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
     sheet = sheet.reshape(rows * height, columns * width, channels)
-    Image.fromarray(sheet.squeeze(2) if channels == 1 else sheet).save(path)
+    Image.fromarray(sheet.squeeze(2) if channels == 1 else sheet).save(path, format="PNG")
 
 
 def write_npz(images: ImageSet | UInt8Images, path: str | Path, labels: Array | None = None) -> Path:

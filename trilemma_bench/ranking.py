@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+from trilemma_bench.errors import UsageError, unknown_name
 from trilemma_bench.record import Axis, Hardware, ResultRecord, Score, ScoredMetric, Speed, Timing
 from trilemma_bench.stats import Estimate, pool, rank_ranges
 
@@ -425,6 +426,90 @@ def _pooled_score(scores: Sequence[Score]) -> tuple[Score | None, float | None]:
         uncertainty=f"mean over {len(scores)} seeds; the wider of the intervals from their spread and from samples",
     )  # fmt: skip
     return pooled, found.between / found.within if found.within else None
+
+
+# --- views ------------------------------------------------------------------------------------------------
+
+ALIASES = {"seconds": "seconds_per_100_images", "evaluations": "nfe"}
+
+
+def arrange(board: Leaderboard, *, sort: str | None = None, columns: Sequence[str] = ()) -> Leaderboard:
+    """The leaderboard with other columns, in their order, and rows sorted by one of them, the best first.
+
+    Args:
+        board: Any.
+        sort: See `find_column`; where a column has no better direction, the smallest first.
+        columns: Those to keep; empty keeps all.
+
+    Raises:
+        UsageError: No table has such a column; where some have, the others stay as they are.
+    """
+    tables = list(board.tables)
+    for name in dict.fromkeys([*columns, *([sort] if sort else [])]):
+        if tables and not any(has_column(table, name) for table in tables):
+            find_column(tables[0], name)
+    if sort:
+        tables = [_sorted_by(table, find_column(table, sort)) if has_column(table, sort) else table for table in tables]
+    if columns:
+        tables = [_narrowed(table, [name for name in columns if has_column(table, name)]) for table in tables]
+    return Leaderboard(tuple(tables))
+
+
+def has_column(table: Table, name: str) -> bool:
+    """Whether `find_column` finds one."""
+    try:
+        find_column(table, name)
+    except UsageError:
+        return False
+    return True
+
+
+def _sorted_by(table: Table, column: Column) -> Table:
+    place = table.columns.index(column)
+
+    def key(row: Row) -> tuple[bool, bool, float]:
+        value = row.cells[place].value
+        sign = -1 if column.higher_is_better else 1
+        return not row.ranked, value is None, sign * value if value is not None else 0.0
+
+    return replace(table, rows=tuple(sorted(table.rows, key=key)))
+
+
+def _narrowed(table: Table, names: Sequence[str]) -> Table:
+    kept = [find_column(table, name).name for name in names]
+    places = [i for name in dict.fromkeys(kept) for i, column in enumerate(table.columns) if column.name == name]
+    return replace(
+        table,
+        columns=tuple(table.columns[place] for place in places),
+        rows=tuple(replace(row, cells=tuple(row.cells[place] for place in places)) for row in table.rows),
+    )
+
+
+def find_column(table: Table, name: str) -> Column:
+    """The column of that name, its label, or its name without the extractor: `fd` finds `fd_efficientnet_lite0`.
+
+    Where a speed stands under several machines, the first of its columns.
+
+    Raises:
+        UsageError: None, or several; `fid` never finds a distance on other features.
+    """
+    wanted = ALIASES.get(name.lower(), name.lower())
+    for matches in (
+        lambda column: column.name.lower() == wanted,
+        lambda column: column.label.lower() == wanted,
+        lambda column: column.name.lower().startswith(f"{wanted}_"),
+    ):
+        found = [column for column in table.columns if matches(column)]
+        names = sorted({column.name for column in found})
+        if len(names) > 1:
+            raise UsageError(f"{name!r} is the beginning of several columns: {', '.join(names)}. Name one in full.")
+        if found:
+            return found[0]
+    hint = ""
+    if wanted == "fid":
+        hint = " FID is measured on TF Inception features only; the Fréchet distance on others is called fd_...."
+    error = unknown_name("column", name, {column.name for column in table.columns})
+    raise UsageError(f"{error}{hint}")
 
 
 # --- flat -------------------------------------------------------------------------------------------------

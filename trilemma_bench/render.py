@@ -1,4 +1,4 @@
-"""Tables to text: Markdown, CSV and a terminal table. Pure; imports no torch.
+"""Tables to text: Markdown, CSV, LaTeX, JSON and a terminal table. Pure; imports no torch.
 
 Names in a table come from anywhere: Markdown cells are escaped, CSV cells cannot start a formula, and the terminal
 table takes no markup from them.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from trilemma_bench.frontier import frontier
 from trilemma_bench.ranking import AXES, Cell, Column, Leaderboard, Row, Table, flat
 
 if TYPE_CHECKING:
@@ -22,11 +24,16 @@ EXTRAPOLATED = "†"
 UNVERIFIED = "‡"
 
 
-def to_markdown(leaderboard: Leaderboard) -> str:
-    """The leaderboard as GitHub Markdown: a heading, a table and its notes for each table."""
+def to_markdown(leaderboard: Leaderboard, *, precision: int | None = None) -> str:
+    """The leaderboard as GitHub Markdown: a heading, a table and its notes for each table.
+
+    Args:
+        leaderboard: Any.
+        precision: Significant digits of each value; None takes two of its interval.
+    """
     if not leaderboard.tables:
         return "No results.\n"
-    return "\n".join(_markdown_table(table) for table in leaderboard.tables)
+    return "\n".join(_markdown_table(table, precision) for table in leaderboard.tables)
 
 
 def to_csv(leaderboard: Leaderboard) -> str:
@@ -45,7 +52,17 @@ def to_csv(leaderboard: Leaderboard) -> str:
     return text.getvalue()
 
 
-def to_terminal(table: Table) -> rich.table.Table:
+def to_json(leaderboard: Leaderboard) -> str:
+    """The tables as JSON: columns, rows with numbers in full, the Pareto set and its hypervolume."""
+    return json.dumps([_json_table(table) for table in leaderboard.tables], indent=1, ensure_ascii=False) + "\n"
+
+
+def to_latex(leaderboard: Leaderboard, *, precision: int | None = None) -> str:
+    """The leaderboard as LaTeX for the package booktabs: a table with its notes as the caption for each table."""
+    return "\n".join(_latex_table(table, precision) for table in leaderboard.tables)
+
+
+def to_terminal(table: Table, *, precision: int | None = None) -> rich.table.Table:
     """One table of a leaderboard for rich's console, best values in bold, with its notes as the caption."""
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -62,7 +79,7 @@ def to_terminal(table: Table) -> rich.table.Table:
     for row in table.rows:
         name = Text(printable(row.label), style="" if row.ranked else "italic dim")
         cells = [
-            Text(cell_text(cell, column), style="bold" if cell.best else "dim" if cell.value is None else "")
+            Text(cell_text(cell, column, precision), style="bold" if cell.best else "dim" if cell.value is None else "")
             for cell, column in zip(row.cells, table.columns, strict=True)
         ]
         found.add_row(name, *cells)
@@ -80,12 +97,12 @@ def header(table: Table, column: Column) -> str:
     return f"{column.label}{unit}{machine}{ARROWS[column.higher_is_better]}"
 
 
-def cell_text(cell: Cell, column: Column) -> str:
+def cell_text(cell: Cell, column: Column, precision: int | None = None) -> str:
     """What stands in a cell, without emphasis: the number with its interval and marks, or why there is none."""
     if cell.value is None:
         return "–" if cell.state == "not measured" else cell.state
     marks = EXTRAPOLATED * cell.extrapolated + UNVERIFIED * (not cell.verified)
-    return _number(cell, column) + marks
+    return _number(cell, column, precision) + marks
 
 
 def notes(table: Table) -> list[str]:
@@ -113,6 +130,7 @@ def notes(table: Table) -> list[str]:
     return [
         *lines,
         *_rank_notes(table),
+        *_frontier_notes(table),
         *_bias_notes(table),
         *_seed_notes(table),
         *_failure_notes(table),
@@ -160,6 +178,21 @@ def _seed_notes(table: Table) -> list[str]:
                 f"where a seed moves nothing but its samples): {ratios or 'not known'}."
             ))  # fmt: skip
     return lines
+
+
+def _frontier_notes(table: Table) -> list[str]:
+    """Which models no other beats on all of the trilemma, and how much of it they reach together."""
+    found = frontier(table)
+    if found is None or found.hypervolume is None:
+        return []
+    axes = ", ".join(column.label for column in found.columns)
+    names = ", ".join(row.label for row in found.efficient)
+    return [
+        printable(
+            f"Pareto set of {axes}: {names}. Hypervolume {found.hypervolume:.3f} of the box between the worst and the "
+            "best value of each (seconds on a log scale); within this table only."
+        )
+    ]
 
 
 def _failure_notes(table: Table) -> list[str]:
@@ -212,8 +245,10 @@ def _interval_notes(table: Table) -> list[str]:
 # --- numbers ----------------------------------------------------------------------------------------------
 
 
-def _number(cell: Cell, column: Column) -> str:
+def _number(cell: Cell, column: Column, precision: int | None) -> str:
     value = cell.value if cell.value is not None else math.nan
+    if precision is not None and column.name != "parameters":
+        return _with_digits(cell, column, precision)
     if column.name == "parameters":
         return f"{value / 1e6:.3g} M"
     if cell.low is None or cell.high is None:
@@ -227,6 +262,19 @@ def _number(cell: Cell, column: Column) -> str:
     return f"{value:.{decimals}f} [{cell.low:.{decimals}f}, {cell.high:.{decimals}f}]"
 
 
+def _with_digits(cell: Cell, column: Column, precision: int) -> str:
+    """The value with so many significant digits, its interval to the same decimal."""
+    assert cell.value is not None
+    decimals = _decimals(cell.value, significant=precision)
+    text = f"{cell.value:.{decimals}f}"
+    if cell.low is None or cell.high is None:
+        return text
+    below, above = cell.value - cell.low, cell.high - cell.value
+    if column.name != "seconds_per_100_images" and abs(above - below) <= 0.1 * max(below, above):
+        return f"{text} ± {max(below, above):.{decimals}f}"
+    return f"{text} [{cell.low:.{decimals}f}, {cell.high:.{decimals}f}]"
+
+
 def _decimals(value: float, *, significant: int) -> int:
     """Decimals that show `significant` digits of a value, 0..9."""
     if value == 0 or not math.isfinite(value):
@@ -237,18 +285,18 @@ def _decimals(value: float, *, significant: int) -> int:
 # --- Markdown and CSV -------------------------------------------------------------------------------------
 
 
-def _markdown_table(table: Table) -> str:
+def _markdown_table(table: Table, precision: int | None) -> str:
     heads = [escape("model"), *(escape(header(table, column)) for column in table.columns)]
     lines = [f"## {escape(_heading(table))}", "", _line(heads), _line([":--", *["--:"] * len(table.columns)])]
-    lines += [_markdown_row(row, table.columns) for row in table.rows]
+    lines += [_markdown_row(row, table.columns, precision) for row in table.rows]
     return "\n".join([*lines, "", *(f"- {escape(note)}" for note in notes(table)), ""])
 
 
-def _markdown_row(row: Row, columns: tuple[Column, ...]) -> str:
+def _markdown_row(row: Row, columns: tuple[Column, ...], precision: int | None) -> str:
     name = escape(row.label)
     cells = [name if row.ranked else f"*{name}*"]
     for cell, column in zip(row.cells, columns, strict=True):
-        text = cell_text(cell, column)
+        text = cell_text(cell, column, precision)
         # Numbers are ours and read better in the source without backslashes; reasons come from anywhere.
         text = escape(text) if cell.state == "failed" else text
         cells.append(f"**{text}**" if cell.best else text)
@@ -274,3 +322,74 @@ def _csv_cell(content: str | int | float | bool | None) -> str | int | float | N
         return content
     text = printable(content)
     return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
+
+
+# --- LaTeX and JSON ---------------------------------------------------------------------------------------
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': r"\textquotedbl{}", "±": r"$\pm$", "×": r"$\times$", "≈": r"$^{\approx}$",
+    "†": r"$^{\dagger}$", "‡": r"$^{\ddagger}$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "–": "--",
+}  # fmt: skip
+
+
+def latex_escape(text: str) -> str:
+    """Text that LaTeX sets as it is; what is left outside of ASCII needs an engine that reads UTF-8."""
+    return "".join(_LATEX.get(letter, letter) for letter in printable(text))
+
+
+def _latex_table(table: Table, precision: int | None) -> str:
+    heads = " & ".join(latex_escape(text) for text in ["model", *(header(table, column) for column in table.columns)])
+    lines = [
+        r"\begin{table}", r"  \centering", f"  \\caption{{{latex_escape(_heading(table))}. "
+        f"{latex_escape(' '.join(notes(table)))}}}", f"  \\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+        r"    \toprule", f"    {heads} \\\\", r"    \midrule",
+    ]  # fmt: skip
+    previous = True
+    for row in table.rows:
+        if previous and not row.ranked and row is not table.rows[0]:
+            lines.append(r"    \midrule")
+        previous = row.ranked
+        cells = [latex_escape(row.label) if row.ranked else rf"\textit{{{latex_escape(row.label)}}}"]
+        for cell, column in zip(row.cells, table.columns, strict=True):
+            # A bracket after a line's end would be taken for its argument.
+            text = latex_escape(cell_text(cell, column, precision)).replace("[", "{[}")
+            cells.append(rf"\textbf{{{text}}}" if cell.best else text)
+        lines.append(f"    {' & '.join(cells)} \\\\")
+    return "\n".join([*lines, r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""])
+
+
+def _json_table(table: Table) -> dict[str, Any]:
+    found = frontier(table)
+    return {
+        "protocol": table.protocol,
+        "title": table.title,
+        "columns": [
+            {
+                "name": column.name, "label": column.label, "axis": column.axis, "unit": column.unit,
+                "higher_is_better": column.higher_is_better,
+                "machine": str(column.machine) if column.machine is not None else None,
+            }
+            for column in table.columns
+        ],
+        "rows": [
+            {
+                "model": row.label, "ranked": row.ranked, "ranks": row.ranks, "seeds": row.seeds,
+                "record": row.record.name,
+                "cells": [
+                    {
+                        "state": cell.state, "value": cell.value, "low": cell.low, "high": cell.high,
+                        "note": cell.note, "best": cell.best, "extrapolated": cell.extrapolated,
+                        "verified": cell.verified,
+                    }
+                    for cell in row.cells
+                ],
+            }
+            for row in table.rows
+        ],
+        "pareto_set": [row.label for row in found.efficient] if found is not None else [],
+        "pareto_axes": [column.name for column in found.columns] if found is not None else [],
+        "hypervolume": found.hypervolume if found is not None else None,
+        "notes": notes(table),
+    }  # fmt: skip

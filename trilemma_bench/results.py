@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trilemma_bench.errors import StoreError, UsageError, unknown_name
-from trilemma_bench.ranking import rows
+from trilemma_bench.gate import SUFFIX, Expectation
+from trilemma_bench.ranking import Leaderboard
 from trilemma_bench.record import ResultRecord
-from trilemma_bench.render import to_csv, to_markdown, to_terminal
+from trilemma_bench.render import to_csv, to_json, to_latex, to_markdown, to_terminal
 from trilemma_bench.store import write_atomic
 
 if TYPE_CHECKING:
@@ -60,15 +61,46 @@ def find_record(text: str, folder: Path) -> ResultRecord:
     return found[0]
 
 
-def write_leaderboard(records: Sequence[ResultRecord], folder: Path) -> list[Path]:
-    """Write `leaderboard.md` and `leaderboard.csv` into `folder`; returns their paths."""
-    board = rows(records)
-    texts = {"leaderboard.md": to_markdown(board), "leaderboard.csv": to_csv(board)}
-    for name, text in texts.items():
-        write_atomic(folder / name, text.encode())
-    return [folder / name for name in texts]
+def read_expectations(folder: Path) -> list[tuple[Path, Expectation]]:
+    """All expectations in a folder and below it, by path.
+
+    Raises:
+        StoreError: No such folder, none in it, or one that is not an expectation.
+    """
+    if not folder.is_dir():
+        raise StoreError(f"{folder}: no such folder. `trilemma-bench expect make --out {folder}` makes it.")
+    paths = sorted(folder.rglob(f"*{SUFFIX}"))
+    if not paths:
+        raise StoreError(f"{folder}: holds no {SUFFIX} file. `trilemma-bench expect make --out {folder}` makes one.")
+    return [(path, Expectation.read(path)) for path in paths]
 
 
-def tables(records: Sequence[ResultRecord]) -> list[rich.table.Table]:
-    """The leaderboard of these records for rich's console."""
-    return [to_terminal(table) for table in rows(records).tables]
+FORMATS: dict[str, Callable[[Leaderboard, int | None], str]] = {
+    "md": lambda board, precision: to_markdown(board, precision=precision),
+    "csv": lambda board, precision: to_csv(board),
+    "tex": lambda board, precision: to_latex(board, precision=precision),
+    "json": lambda board, precision: to_json(board),
+}
+"""File endings of a leaderboard and what writes them; CSV and JSON have numbers in full."""
+
+
+def write_leaderboard(
+    board: Leaderboard, folder: Path, *, formats: Sequence[str] = ("md", "csv"), precision: int | None = None
+) -> list[Path]:
+    """Write `leaderboard.md`, `leaderboard.csv` ... into `folder`; returns their paths.
+
+    Raises:
+        UsageError: No such format.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise unknown_name("format", name, FORMATS)
+    paths = {name: folder / f"leaderboard.{name}" for name in formats}
+    for name, path in paths.items():
+        write_atomic(path, FORMATS[name](board, precision).encode())
+    return list(paths.values())
+
+
+def tables(board: Leaderboard, *, precision: int | None = None) -> list[rich.table.Table]:
+    """The tables of a leaderboard for rich's console."""
+    return [to_terminal(table, precision=precision) for table in board.tables]

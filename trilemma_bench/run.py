@@ -60,6 +60,7 @@ class Settings:
         fresh: Make all samples anew, use no finished shards.
         retime: Add a timing to a finished record.
         full_timing: Never extrapolate the time of slow samplers.
+        timed: Time the sampler; else its record says what was counted and no more.
         report: Told of progress.
     """
 
@@ -72,6 +73,7 @@ class Settings:
     fresh: bool = False
     retime: bool = False
     full_timing: bool = False
+    timed: bool = True
     report: Report = lambda what, done, total: None
 
     @property
@@ -653,6 +655,8 @@ def _speed(source: _Source, spec: RunSpec, settings: Settings, *, nfe: float | N
     """Counted and timed with one batch of the protocol's size, in a pass of its own."""
     assert source.model is not None
     rule = spec.protocol.timing
+    if not settings.timed:
+        return Speed(nfe=nfe, parameters=speed.count_parameters(source.model.sampler))
     settings.report(f"timing {source.label}", 0, 1)
     start = time.perf_counter()
     sampler = source.model.remake(rule.num_images)

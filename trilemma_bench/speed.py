@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -158,6 +158,64 @@ def measure_timing(
         warmup=warmup,
         load_seconds=load_seconds,
     )
+
+
+# --- against a fixed load ---------------------------------------------------------------------------------
+
+REFERENCE_LOAD = "conv-v1"
+"""Name of what `reference_load` computes; another computation is another name."""
+
+
+def reference_load(device: str = "cpu") -> Callable[[], None]:
+    """A fixed piece of work of the kind that samplers do: 3 x 3 convolutions, group norms and SiLU in float32.
+
+    16 images [64, 32, 32], 4 layers: 4.8 GFLOP in all. Numbers come from a generator of its own.
+    """
+    rng = torch.Generator().manual_seed(0)
+    place = torch.device(device)
+    with torch.random.fork_rng(devices=[]):
+        layers = [nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.GroupNorm(8, 64), nn.SiLU()) for _ in range(4)]
+    net = nn.Sequential(*layers).eval().requires_grad_(False)
+    for parameter in net.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=rng) / 24
+    net.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = torch.randn(16, 64, 32, 32, generator=rng).to(place, memory_format=torch.channels_last)
+
+    def work() -> None:
+        with torch.inference_mode():
+            net(x)
+        _synchronise(place)
+
+    return work
+
+
+def ratio_to_reference_load(sampler: Sampler, num_images: int, *, repeats: int = 5) -> float:
+    """Time of `num_images` images over the time of the reference load, both timed in turn.
+
+    The quickest of each counts: what else runs on the machine only ever adds. The load is repeated, and timed as one,
+    until it takes about as long as the sampler: of two lengths the longer would be disturbed more.
+
+    Args:
+        sampler: What is timed; its micro-batch should not exceed `num_images`.
+        num_images: Images in one call.
+        repeats: Times that each is timed, after one call to warm up.
+    """
+    load = reference_load(str(_device(sampler)))
+    load()
+    once = min(_seconds(load, 1) for _ in range(3))
+    rounds = max(1, round(time_once(sampler, num_images, seed=2**19) / once))
+    sampled, loaded = [], []
+    for index in range(repeats):
+        loaded.append(_seconds(load, rounds) / rounds)
+        sampled.append(time_once(sampler, num_images, seed=2**19 + 1 + index))
+    return min(sampled) / min(loaded)
+
+
+def _seconds(work: Callable[[], None], times: int) -> float:
+    start = time.perf_counter()
+    for _ in range(times):
+        work()
+    return time.perf_counter() - start
 
 
 def count_parameters(sampler: Sampler) -> int | None:

@@ -262,3 +262,28 @@ def rank_ranges(estimates: Sequence[Estimate], *, higher_is_better: bool, level:
             worse[first] += 1
             better[second] += 1
     return [(1 + better[i], count - worse[i]) for i in range(count)]
+
+
+# --- differences ------------------------------------------------------------------------------------------
+
+
+def new_draws_p_value(expected: npt.ArrayLike, found: npt.ArrayLike, *, stderr: float = 0.0) -> float:
+    """Two-sided p-value that new values come from where the expected ones did (a prediction interval's test).
+
+    t = (mean(found) - mean(expected)) / (s sqrt(1 / k + 1 / m)) by Student's t with k - 1 degrees of freedom, where s
+    is the spread of the expected values alone: a fault that changes the new spread must not widen its own margin.
+
+    Args:
+        expected: float [k], k >= 2.
+        found: float [m], m >= 1.
+        stderr: Standard error that a value is known to have by itself; s is not less, however close a few values lie.
+
+    Returns:
+        Value in [0, 1]. Without any spread: 1 where the means are equal, else 0.
+    """
+    old, new = np.asarray(expected, dtype=np.float64), np.asarray(found, dtype=np.float64)
+    difference = float(new.mean() - old.mean())
+    error = max(float(old.std(ddof=1)), stderr) * math.sqrt(1 / len(old) + 1 / len(new))
+    if error == 0:
+        return 1.0 if difference == 0 else 0.0
+    return float(2 * stdtr(len(old) - 1, -abs(difference) / error))

@@ -179,6 +179,23 @@ class SampleShards:
         return image_seeds(self.seed, index * self.size, (index + 1) * self.size)
 
 
+def kept_images(key: str, seed: int, count: int, *folders: Path) -> npt.NDArray[np.uint8] | None:
+    """The first images of a run, uint8 [<= count, C, H, W], from its first finished shard; None where there is none.
+
+    Args:
+        key: The samples key.
+        seed: Of the run.
+        count: Images at most.
+        *folders: Which hold a folder named `key`, looked through in this order.
+    """
+    for folder in folders:
+        for path in sorted((folder / key).glob(f"s{seed}-n*-000000.npz")):
+            found = _unpack(path)
+            if found is not None and "images" in found[0] and found[1].get("key") == key:
+                return np.asarray(found[0]["images"][:count], np.uint8)
+    return None
+
+
 class FeatureStore:
     """Features by extractor identity and content of the images."""
 

@@ -1,0 +1,86 @@
+"""Figures for print: what is drawn, the same bytes each time, and names that are no formulas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from ranking_cases import FD, RECALL, record, score, scored, speed
+
+pytest.importorskip("matplotlib", reason="no matplotlib: pip install trilemma-bench[plot]")
+
+from PIL import Image
+
+from trilemma_bench import figures
+from trilemma_bench.cli import main
+from trilemma_bench.errors import UsageError
+from trilemma_bench.frontier import frontier
+from trilemma_bench.ranking import rows
+from trilemma_bench.record import ResultRecord
+from trilemma_bench.spec import SamplerSpec
+
+
+def swept(steps: int, fd: float) -> ResultRecord:
+    sampler = SamplerSpec(name="ddim", options={"steps": steps})
+    found = record(
+        str(sampler), scores=(scored(FD, score(fd)), scored(RECALL, score(0.5, 0.01))),
+        found_speed=speed(steps * 0.4, nfe=steps),
+    )  # fmt: skip
+    return found.model_copy(update={"spec": found.spec.model_copy(update={"sampler": sampler})})
+
+
+RECORDS = [
+    swept(5, 40.0), swept(10, 20.0), swept(50, 15.0), record("$x^2$ <b>", 30.0, recall=0.2, found_speed=speed(0.1)),
+]  # fmt: skip
+
+
+def test_png_and_svg_of_both_figures_at_the_width_asked_for(tmp_path: Path) -> None:
+    paths = figures.write_figures(rows(RECORDS), tmp_path, width="column")
+    assert [path.name for path in paths] == [
+        "toy-v1-trilemma.png", "toy-v1-trilemma.svg", "toy-v1-curves.png", "toy-v1-curves.svg",
+    ]  # fmt: skip
+    with Image.open(paths[0]) as image:
+        assert image.width == round(3.25 * 300)
+
+
+def test_text_in_svg_is_text_and_names_are_no_formulas(tmp_path: Path) -> None:
+    paths = figures.write_figures(rows(RECORDS), tmp_path, serif=True)
+    text = " ".join(
+        "".join(node.itertext()) for node in ElementTree.parse(paths[1]).iter("{http://www.w3.org/2000/svg}text")
+    )
+    assert "$x^2$ <b>" in text and "ddim:steps=50" in text and "FD (toy)" in text
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
+    first = [path.read_bytes() for path in figures.write_figures(rows(RECORDS), tmp_path / "a")]
+    again = [path.read_bytes() for path in figures.write_figures(rows(RECORDS), tmp_path / "b")]
+    assert first == again
+
+
+def test_marks_lie_where_the_numbers_are() -> None:
+    table = rows(RECORDS).tables[0]
+    found = frontier(table)
+    assert found is not None
+    with figures._style(serif=False):
+        axes = figures.trilemma(table, found).axes[0]
+    places = {tuple(mark.get_offsets()[0]) for mark in axes.collections if len(mark.get_offsets()) == 1}
+    assert {(2.0, 40.0), (4.0, 20.0), (20.0, 15.0), (0.1, 30.0)} <= places
+    assert axes.get_xscale() == "log"
+
+
+def test_what_cannot_be_drawn_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nothing to draw"):
+        figures.write_figures(rows([record("a", 1.0)]), tmp_path)
+    with pytest.raises(UsageError, match="column, page"):
+        figures.write_figures(rows(RECORDS), tmp_path, width="huge")
+
+
+def test_plot_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for index, found in enumerate(RECORDS):
+        (tmp_path / "results" / "toy-v1").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "results" / "toy-v1" / f"{index}.json").write_text(found.dumps())
+    with pytest.raises(SystemExit) as left:
+        main(["plot", str(tmp_path / "results"), "--out", str(tmp_path / "figures"), "--serif"])
+    assert left.value.code == 0
+    assert len(list((tmp_path / "figures").iterdir())) == 4 and "wrote" in capsys.readouterr().out

@@ -1,0 +1,78 @@
+"""Grids of options, the curves of their records, and the fewest evaluations that do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ranking_cases import FD, RECALL, record, score, scored, speed
+
+from trilemma_bench.errors import UsageError
+from trilemma_bench.models import parse_models
+from trilemma_bench.ranking import Table, rows
+from trilemma_bench.record import ResultRecord
+from trilemma_bench.spec import SamplerSpec
+from trilemma_bench.sweep import curves, expand, fewest_evaluations
+
+
+def test_grid_is_the_product_with_the_first_option_slowest() -> None:
+    assert expand("ddim", ["steps=5,10", "eta=0,1"]) == [
+        "ddim:steps=5,eta=0", "ddim:steps=5,eta=1", "ddim:steps=10,eta=0", "ddim:steps=10,eta=1",
+    ]  # fmt: skip
+
+
+def test_options_and_weights_of_the_model_stay_and_all_points_are_models() -> None:
+    found = expand("ddim:spacing=leading@w.safetensors", ["steps=5, 10,5"])
+    assert found == ["ddim:spacing=leading,steps=5@w.safetensors", "ddim:spacing=leading,steps=10@w.safetensors"]
+    assert [spec.options for spec in parse_models(",".join(found))] == [
+        {"steps": 5, "spacing": "leading"}, {"steps": 10, "spacing": "leading"},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "over", [[], ["steps"], ["steps="], ["=5"], ["steps=5", "steps=6"], ["eta=1"], ["steps=5", "eta=1"],
+             ["steps=" + ",".join(map(str, range(201)))]]
+)  # fmt: skip
+def test_what_is_no_grid_is_refused(over: list[str]) -> None:
+    with pytest.raises(UsageError):
+        expand("ddim:eta=0", over)
+
+
+# --- curves -----------------------------------------------------------------------------------------------
+
+
+def point(steps: int, fd: float, *, eta: float = 0.0, recall: float = 0.5, **options: Any) -> ResultRecord:
+    sampler = SamplerSpec(name="ddim", options={"steps": steps, "eta": eta, **options})
+    found = record(
+        str(sampler), scores=(scored(FD, score(fd, 0.1)), scored(RECALL, score(recall))), found_speed=speed(nfe=steps)
+    )
+    return found.model_copy(update={"spec": found.spec.model_copy(update={"sampler": sampler})})
+
+
+def table(*records: ResultRecord) -> Table:
+    return rows(records).tables[0]
+
+
+POINTS = [point(50, 10.0), point(5, 40.0), point(20, 10.4), point(10, 12.0), point(5, 50.0, eta=1.0),
+          point(10, 30.0, eta=1.0), record("ddgan", 3.0, found_speed=speed())]  # fmt: skip
+
+
+def test_curves_are_by_evaluations_and_other_options_make_others() -> None:
+    found = curves(table(*POINTS), "fd")
+    assert [curve.label for curve in found] == ["ddim:eta=0.0", "ddim:eta=1.0"]
+    assert [(p.nfe, p.value) for p in found[0].points] == [(5, 40.0), (10, 12.0), (20, 10.4), (50, 10.0)]
+
+
+def test_fewest_evaluations_within_a_share_of_the_best() -> None:
+    found = table(*POINTS)
+    (curve, _) = curves(found, "fd")
+    fd = found.columns[0]
+    assert fewest_evaluations(curve, fd).nfe == 20
+    assert fewest_evaluations(curve, fd, within=0.2).nfe == 10
+    assert fewest_evaluations(curve, fd, within=0).nfe == 50
+
+
+def test_higher_is_better_counts_downwards() -> None:
+    found = table(point(5, 1.0, recall=0.80), point(10, 1.0, recall=0.97), point(20, 1.0, recall=1.0))
+    (curve,) = curves(found, "recall")
+    assert fewest_evaluations(curve, found.columns[1]).nfe == 10

@@ -1,0 +1,295 @@
+"""Making expectations, and observing what is held against them: the running side of the gate.
+
+A gate draws everything anew: samples and features go to a cache of its own, because a cache trusts that the program is
+still the one that filled it, which is what a gate is to find out. References are taken from where they are kept; their
+digests are checked.
+"""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+import trilemma_bench
+from trilemma_bench import speed
+from trilemma_bench.errors import DataError, StoreError, TrilemmaError, UsageError
+from trilemma_bench.gate import (
+    MIN_SEEDS,
+    MIN_SPEED_FACTOR,
+    SUFFIX,
+    Expectation,
+    ExpectedImages,
+    ExpectedSpeed,
+    ImageDifference,
+    Observation,
+    expected_score,
+)
+from trilemma_bench.images import open_images, write_npz
+from trilemma_bench.models import OpenModel, open_model
+from trilemma_bench.record import ResultRecord
+from trilemma_bench.run import Settings, evaluate_spec, find_data, find_protocol, run_spec
+from trilemma_bench.spec import RunSpec, SamplerSpec
+from trilemma_bench.store import image_seeds, sha256, write_atomic
+
+TIMED_SECONDS = 0.5
+"""About how long the timed batch of a gate takes."""
+
+UInt8 = npt.NDArray[np.uint8]
+
+
+# --- making -----------------------------------------------------------------------------------------------
+
+
+def make_expectation(
+    sampler: SamplerSpec,
+    out: Path,
+    settings: Settings,
+    *,
+    dataset: str = "cifar10",
+    protocol: str = "lite",
+    num_samples: int | None = None,
+    num_seeds: int = 10,
+    num_images: int = 32,
+    images_only: bool = False,
+    min_speed_factor: float = MIN_SPEED_FACTOR,
+    **run: Any,
+) -> Path:
+    """Measure one sampler under several seeds and write its expectation, images beside it; returns the path.
+
+    Args:
+        sampler: What is measured.
+        out: Folder of expectations.
+        settings: Where things lie; its cache serves references alone.
+        dataset: As after `--dataset`.
+        protocol: As after `--protocol`.
+        num_samples: Generated images; None takes the protocol's.
+        num_seeds: Runs 0..num_seeds - 1, and sessions of timing; at least 5.
+        num_images: Images of run 0 that are kept.
+        images_only: Keep images and nothing else: for samplers too slow to be scored in a gate.
+        min_speed_factor: From which factor on another speed matters.
+        **run: `device`, `dtype`, `compile`, `batch_size` of the run.
+
+    Raises:
+        UsageError: Too few seeds, or nothing to keep.
+        TrilemmaError: Input that cannot be used, or a sampler that depends on more than its seeds.
+    """
+    if num_seeds < MIN_SEEDS and not images_only:
+        raise UsageError(f"--seeds {num_seeds}: a spread needs at least {MIN_SEEDS} seeds.")
+    if num_images < 1:
+        raise UsageError(f"--images {num_images}: a gate needs at least one image.")
+    with _own_cache(settings) as fresh:
+        data = find_data(dataset, fresh)
+        found = find_protocol(protocol, data, num_samples=num_samples)
+        spec = run_spec(sampler, found, **run)
+        model = open_model(spec)
+        images = draw(model, num_images)
+        _check_repeatable(model, images)
+        made = Expectation(
+            model=_label(spec, model), dataset=dataset, protocol=protocol, num_samples=num_samples, spec=spec,
+            samples_key=model.samples_key, weights_digest=model.weights.digest if model.weights else None,
+            images=ExpectedImages(
+                file=f"{_stem(_label(spec, model), found.name)}.npz", sha256=sha256(images),
+                seeds=tuple(int(seed) for seed in image_seeds(0, 0, num_images)), tolerance=model.tolerance,
+            ),
+            package_version=trilemma_bench.__version__, command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )  # fmt: skip
+        if not images_only:
+            made = made.model_copy(update=_measured(spec, model, fresh, dataset, num_seeds, min_speed_factor))
+    assert made.images is not None
+    write_npz(images, out / made.images.file)
+    path = out / f"{_stem(made.model, found.name)}{SUFFIX}"
+    # Read back what is written: an expectation that cannot be read would be found by the next gate alone.
+    write_atomic(path, Expectation.model_validate(made.model_dump()).dumps().encode())
+    return path
+
+
+def _label(spec: RunSpec, model: OpenModel) -> str:
+    return str(model.sampler.name) if spec.sampler.kind == "external" else str(spec.sampler)
+
+
+def _stem(model: str, protocol: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "._=-@" else "_" for letter in f"{model}.{protocol}")
+
+
+def _check_repeatable(model: OpenModel, images: UInt8) -> None:
+    """Raise where one image, drawn alone, is not the one that it was among others."""
+    again = draw(model, 1, micro_batch=1)
+    difference = compare(again, images[:1], image_seeds(0, 0, 1))
+    if difference.largest > model.tolerance[0] or difference.differing > model.tolerance[1]:
+        raise UsageError(
+            f"{model.sampler.name}: image 0 drawn alone differs by up to {difference.largest} grey levels from itself "
+            "drawn among others. A gate needs images that depend on their seed alone; key the noise by the seed."
+        )
+
+
+def _measured(
+    spec: RunSpec, model: OpenModel, settings: Settings, dataset: str, num_seeds: int, min_speed_factor: float
+) -> dict[str, Any]:
+    """Scores and speed over the seeds, as fields of an expectation."""
+    data = find_data(dataset, settings)
+    records, ratios = [], []
+    count = timed_count(model, spec.protocol.timing.num_images)
+    for seed in range(num_seeds):
+        settings.report("expectation", seed, num_seeds)
+        records.append(evaluate_spec(spec.model_copy(update={"seed": seed}), data, settings, model=model))
+        if len({record.provenance.samples_digest for record in records}) < len(records):
+            raise UsageError(
+                f"{model.sampler.name}: run {seed} has the images of an earlier run. Image i of run s has the seed "
+                "s * 2^32 + i: use all 64 bits (numpy.random.default_rng(seed) does; torch.Generator().manual_seed on "
+                "the CPU takes the low 32)."
+            )
+        ratios.append(speed.ratio_to_reference_load(model.remake(count), count))
+    other = max(1, model.micro_batch // 2)
+    # The same images in other micro-batches: their last bits differ, and nothing else.
+    again = open_model(spec.model_copy(update={"batch_size": other})) if spec.sampler.kind != "external" else None
+    rounded = None if again is None else evaluate_spec(spec, data, settings, model=again)
+    settings.report("expectation", num_seeds, num_seeds)
+    first = records[0]
+    return {
+        "seeds": tuple(range(num_seeds)),
+        "samples_digests": tuple(record.provenance.samples_digest for record in records),
+        "nfe": first.speed.nfe if first.speed is not None else None,
+        "scores": tuple(_expected_scores(records, rounded)),
+        "speed": ExpectedSpeed(
+            load=speed.REFERENCE_LOAD, num_images=count, ratios=tuple(ratios), min_factor=min_speed_factor,
+            hardware=first.hardware,
+        ),
+        "reference_digests": first.provenance.reference_digests,
+        "extractor_identities": first.provenance.extractor_identities,
+        "versions": first.provenance.versions,
+    }  # fmt: skip
+
+
+def _expected_scores(records: Sequence[ResultRecord], rounded: ResultRecord | None) -> Iterator[Any]:
+    for position, item in enumerate(records[0].scores):
+        found = [record.scores[position] for record in records]
+        failure = next((each.score.failure for each in found if each.score.failure is not None), None)
+        if failure is not None:
+            raise UsageError(f"{item.kind.name} failed: {failure} An expectation needs scores; take more samples.")
+        other = rounded.scores[position].score.value if rounded is not None else item.score.value
+        assert other is not None and item.score.value is not None
+        yield expected_score(found, rounding=abs(other - item.score.value))
+
+
+def timed_count(model: OpenModel, most: int) -> int:
+    """Images that take about `TIMED_SECONDS`, 10 to `most`."""
+    sampler = model.remake(10)
+    speed.time_once(sampler, 10, seed=2**19)
+    each = speed.time_once(sampler, 10, seed=2**19) / 10
+    return max(10, min(most, round(TIMED_SECONDS / each)))
+
+
+# --- observing --------------------------------------------------------------------------------------------
+
+
+def observe(expectation: Expectation, path: Path, settings: Settings) -> Observation:
+    """Run the model of an expectation again: images, scores under its first seed, speed.
+
+    What a model raises becomes the observation's failure.
+
+    Args:
+        expectation: What will be held against it.
+        path: Its file, beside which its images lie.
+        settings: Where things lie; records are written to `out` where it is set.
+    """
+    try:
+        with _own_cache(settings) as fresh:
+            return _observe(expectation, path, fresh)
+    except KeyboardInterrupt:
+        raise
+    except Exception as error:
+        name = "" if isinstance(error, TrilemmaError) else f"{type(error).__name__}: "
+        return Observation(failure=f"{name}{error}")
+
+
+def _observe(expectation: Expectation, path: Path, settings: Settings) -> Observation:
+    wanted = expectation.spec
+    data = find_data(expectation.dataset, settings)
+    protocol = find_protocol(expectation.protocol, data, num_samples=expectation.num_samples)
+    spec = wanted.model_copy(update={"protocol": protocol, "seed": expectation.seeds[0] if expectation.seeds else 0})
+    if protocol.name != wanted.protocol.name:
+        raise UsageError(
+            f"{expectation.protocol} is {protocol.name} now; the expectation is of {wanted.protocol.name}. "
+            "Make it again with `trilemma-bench expect make`."
+        )
+    model = open_model(spec)
+    images = None
+    if expectation.images is not None:
+        kept = _kept_images(expectation.images, path)
+        images = compare(draw(model, len(kept)), kept, np.array(expectation.images.seeds))
+    records = (evaluate_spec(spec, data, settings, model=model),) if expectation.scores else ()
+    ratio = None
+    if expectation.speed is not None:
+        if expectation.speed.load != speed.REFERENCE_LOAD:
+            raise UsageError(
+                f"the expectation was timed beside the load {expectation.speed.load}; this program has "
+                f"{speed.REFERENCE_LOAD}. Make it again with `trilemma-bench expect make`."
+            )
+        count = expectation.speed.num_images
+        found = speed.ratio_to_reference_load(model.remake(count), count)
+        ratio = (found, speed.hardware(spec.device, spec.dtype))
+    return Observation(records=records, images=images, speed=ratio)
+
+
+def draw(model: OpenModel, count: int, *, micro_batch: int | None = None) -> UInt8:
+    """Images 0..count-1 of run 0, uint8 [count, C, H, W]."""
+    # A padded batch of slow steps would cost as much as a full one.
+    sampler = model.remake(micro_batch or min(count, model.micro_batch))
+    images: Any = sampler.sample(torch.from_numpy(image_seeds(0, 0, count)))
+    return np.ascontiguousarray(images.detach().cpu().numpy() if isinstance(images, torch.Tensor) else images)
+
+
+def compare(found: UInt8, expected: UInt8, seeds: npt.NDArray[np.int64]) -> ImageDifference:
+    """The difference of two sets of images, uint8 [N, C, H, W] each, with their seeds, int64 [N].
+
+    Raises:
+        UsageError: The shapes differ.
+    """
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        raise UsageError(
+            f"the model makes images {found.dtype} {list(found.shape)}; the expectation holds {expected.dtype} "
+            f"{list(expected.shape)}. Make it again with `trilemma-bench expect make`."
+        )
+    distance = np.abs(found.astype(np.int16) - expected)
+    of_each = distance.reshape(len(distance), -1).mean(1)
+    return ImageDifference(
+        count=len(found), largest=int(distance.max()), differing=float((distance > 0).mean()),
+        mean=float(distance.mean()), worst_seed=int(seeds[int(of_each.argmax())]),
+    )  # fmt: skip
+
+
+def _kept_images(wanted: ExpectedImages, path: Path) -> UInt8:
+    file = path.parent / Path(wanted.file).name
+    try:
+        images = open_images(file)
+        found = images.read(0, len(images))
+    except DataError as error:
+        raise StoreError(f"{file}: the images of {path.name} cannot be read: {error}") from error
+    if sha256(found) != wanted.sha256 or len(found) != len(wanted.seeds):
+        raise StoreError(
+            f"{file}: not the images that {path.name} names (their SHA-256 begins {sha256(found)[:12]}, expected "
+            f"{wanted.sha256[:12]}). Restore both files, or make them again with `trilemma-bench expect make`."
+        )
+    return found
+
+
+@contextmanager
+def _own_cache(settings: Settings) -> Iterator[Settings]:
+    """The settings with an empty cache, but for the references of the usual one, and without timing."""
+    with tempfile.TemporaryDirectory(prefix="trilemma-gate-") as folder:
+        kept = settings.cache_folder / "references"
+        kept.mkdir(parents=True, exist_ok=True)
+        (Path(folder) / "references").symlink_to(kept.resolve(), target_is_directory=True)
+        yield replace(settings, cache=Path(folder), timed=False, fresh=True)

@@ -1,0 +1,200 @@
+"""The report's figures for print: PNG and SVG by matplotlib (`pip install trilemma-bench[plot]`). Imports no torch.
+
+Colours are viridis and Okabe & Ito's, marks differ in shape as well, so that neither colour-blind readers nor grey
+printers lose anything; text in SVG stays text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trilemma_bench.errors import UsageError
+from trilemma_bench.frontier import Frontier, frontier
+from trilemma_bench.ranking import Cell, Column, Leaderboard, Row, Table, find_column, has_column
+from trilemma_bench.render import header
+from trilemma_bench.sweep import Curve, curves
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTHS = {"column": 3.25, "page": 6.75}
+"""Inches: one column and the whole page of the field's proceedings."""
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+FORMATS = ("png", "svg")
+
+
+def write_figures(
+    board: Leaderboard, folder: Path, *, metric: str | None = None, width: str = "page", serif: bool = False
+) -> list[Path]:
+    """The trilemma figure and the curves of each table, as PNG (300 dpi) and SVG; returns the paths.
+
+    Args:
+        board: What is drawn.
+        folder: Where the files go: `<protocol>-trilemma.png` ...
+        metric: The column of the curves; None takes each table's first of quality.
+        width: `column` or `page`.
+        serif: Serif type, as in most papers' text.
+
+    Raises:
+        UsageError: No matplotlib, no such width, or nothing that could be drawn.
+    """
+    if width not in WIDTHS:
+        raise UsageError(f"--width {width}: there are {', '.join(WIDTHS)}.")
+    paths: list[Path] = []
+    with _style(serif):
+        for number, table in enumerate(board.tables):
+            several = sum(other.protocol == table.protocol for other in board.tables) > 1
+            stem = _file_name(table.protocol) + (f"-{number}" if several else "")
+            for name, figure in _figures(table, metric, WIDTHS[width]):
+                paths += _save(figure, folder / f"{stem}-{name}")
+    if not paths:
+        raise UsageError(
+            "nothing to draw: a figure needs models with quality, coverage and speed, or a sweep over steps. "
+            "`trilemma-bench run` and `sweep` make them."
+        )
+    return paths
+
+
+def _figures(table: Table, metric: str | None, width: float) -> list[tuple[str, Figure]]:
+    found = []
+    front = frontier(table)
+    if front is not None and front.rows:
+        found.append(("trilemma", trilemma(table, front, width=width)))
+    if metric is not None:
+        column = find_column(table, metric) if has_column(table, metric) else None
+    else:
+        column = next((c for c in table.columns if c.axis == "quality" and c.higher_is_better is not None), None)
+    lines = curves(table, column.name) if column is not None else []
+    if column is not None and lines:
+        found.append(("curves", curve_figure(table, lines, column, width=width)))
+    return found
+
+
+def trilemma(table: Table, found: Frontier, *, width: float = WIDTHS["page"]) -> Figure:
+    """Quality against cost on a log axis with 95 % intervals, coverage as colour, Pareto-efficient rows ringed.
+
+    Args:
+        table: What the frontier is of.
+        found: Its rows are drawn.
+        width: Inches.
+    """
+    quality, coverage, cost = found.columns
+    figure, axes = _axes(width, header(table, cost), header(table, quality))
+    axes.set_xscale("log")
+    values = [_value(table, row, coverage) for row in found.rows]
+    for index, row in enumerate(found.rows):
+        seconds, value = _value(table, row, cost), _value(table, row, quality)
+        axes.errorbar(
+            seconds, value, yerr=_error(_cell(table, row, quality)), color="0.3", linewidth=0.8, capsize=2, zorder=1
+        )
+        edge = 1.6 if row in found.efficient else 0.5
+        shown = axes.scatter(
+            [seconds], [value], c=[values[index]], cmap="viridis", vmin=min(values), vmax=max(values), s=36,
+            marker=MARKERS[index % len(MARKERS)], edgecolors="black", linewidths=edge, zorder=2,
+        )  # fmt: skip
+        axes.annotate(_plain(row.label), (seconds, value), (4, 5), textcoords="offset points")
+    front = sorted((_value(table, row, cost), _value(table, row, quality)) for row in found.efficient)
+    axes.plot(*zip(*front, strict=True), color="0.5", linestyle="--", linewidth=0.8, zorder=0)
+    if len(set(values)) > 1:
+        figure.colorbar(shown, ax=axes, label=_plain(header(table, coverage)))
+    axes.margins(0.12)
+    return figure
+
+
+def curve_figure(table: Table, lines: Sequence[Curve], column: Column, *, width: float = WIDTHS["page"]) -> Figure:
+    """A score against network evaluations on a log axis, a line for each sampler, with 95 % intervals."""
+    figure, axes = _axes(width, "network evaluations per image", header(table, column))
+    axes.set_xscale("log")
+    for index, curve in enumerate(lines):
+        axes.errorbar(
+            [point.nfe for point in curve.points],
+            [point.value for point in curve.points],
+            yerr=[list(side) for side in zip(*(_sides(point.cell) for point in curve.points), strict=True)],
+            color=OKABE_ITO[index % len(OKABE_ITO)],
+            marker=MARKERS[index % len(MARKERS)],
+            markersize=4,
+            linewidth=1.2,
+            capsize=2,
+            label=_plain(curve.label),
+        )
+    axes.legend(frameon=False)
+    return figure
+
+
+# --- parts ------------------------------------------------------------------------------------------------
+
+
+def _style(serif: bool) -> AbstractContextManager[None]:
+    matplotlib = _matplotlib()
+    size = 8
+    return matplotlib.rc_context(
+        {
+            "font.family": "serif" if serif else "sans-serif", "font.size": size, "axes.labelsize": size,
+            "legend.fontsize": size - 1, "xtick.labelsize": size - 1, "ytick.labelsize": size - 1,
+            "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
+            "grid.linewidth": 0.5, "svg.fonttype": "none", "svg.hashsalt": "trilemma-bench", "figure.dpi": 100,
+            # Names come from anywhere: a dollar sign in one is no formula.
+            "text.parse_math": False,
+        }
+    )  # fmt: skip
+
+
+def _matplotlib() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UsageError("figures need matplotlib: pip install 'trilemma-bench[plot]'.") from error
+    return matplotlib
+
+
+def _axes(width: float, x: str, y: str) -> tuple[Figure, Axes]:
+    _matplotlib()
+    # Not pyplot: its figures belong to a global state, and to a window where there is one.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, width * 0.62), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(_plain(x))
+    axes.set_ylabel(_plain(y))
+    return figure, axes
+
+
+def _save(figure: Figure, stem: Path) -> list[Path]:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.with_name(f"{stem.name}.{ending}") for ending in FORMATS]
+    for path in paths:
+        # No date: the same records give the same file.
+        figure.savefig(path, dpi=300, metadata={"Date": None} if path.suffix == ".svg" else None)
+    return paths
+
+
+def _cell(table: Table, row: Row, column: Column) -> Cell:
+    return row.cells[table.columns.index(column)]
+
+
+def _value(table: Table, row: Row, column: Column) -> float:
+    return _cell(table, row, column).value or 0.0
+
+
+def _sides(cell: Cell) -> tuple[float, float]:
+    value = cell.value or 0.0
+    low, high = (end if end is not None else value for end in (cell.low, cell.high))
+    return max(0.0, value - low), max(0.0, high - value)
+
+
+def _error(cell: Cell) -> list[list[float]]:
+    below, above = _sides(cell)
+    return [[below], [above]]
+
+
+def _plain(text: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def _file_name(text: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "._=-@" else "_" for letter in text)
