@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import math
@@ -142,6 +143,25 @@ def test_the_ddgan_step_trains_each_network_by_its_own_loss(task: DDGANTask, cas
     task.update("G", task.generator_loss(*drawn(task, case)))
     after = task.networks["D"].state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_the_denoising_term_falls_to_nothing_and_the_papers_recipe_has_none() -> None:
+    task = tiny_task("ddgan", denoising=10.0, denoising_kimg=2 * BATCH / 1000)
+    images = torch.rand(BATCH, *task.image_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+    def loss_g(task: Any, number: int) -> float:
+        step = Step(number, number * BATCH, torch.Generator().manual_seed(3))
+        return float(task.step(images, None, step)["loss_g"])
+
+    state = copy.deepcopy(task.state())
+    extra = []
+    for number in range(3):
+        task.load_state(copy.deepcopy(state))
+        extra.append(loss_g(task, number) - loss_g(tiny_task("ddgan", denoising=0.0), number))
+    assert extra[0] == pytest.approx(10 * float(images.square().mean()), rel=0.2)  # an untrained network says nearly 0
+    assert extra[1] == pytest.approx(extra[0] / 2, rel=0.01)
+    assert extra[2] == 0
+    assert RECIPES["paper"].denoising == 0
 
 
 def test_the_losses_are_those_of_a_logistic_classifier() -> None:
