@@ -266,20 +266,27 @@ def leaderboard(
         int | None, typer.Option(min=1, max=9, help="Significant digits; else two of each interval.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write to; else the results folder.")] = None,
+    with_published: Annotated[
+        bool,
+        typer.Option("--with-published", help="The papers' figures below, apart and never ranked with the others."),
+    ] = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write the leaderboard anew from the records of a results folder, and print it."""
     from trilemma_bench.ranking import arrange, rows
-    from trilemma_bench.results import read_records, write_leaderboard
+    from trilemma_bench.results import published_tables, read_records, write_leaderboard
 
     records = read_records(results)
     board = arrange(rows(records), sort=sort, columns=_names(columns))
-    paths = write_leaderboard(board, out or results, formats=_names(format), precision=precision)
+    paths = write_leaderboard(
+        board, out or results, formats=_names(format), precision=precision, with_published=with_published
+    )
     if as_json:
         _print_json(records)
     elif not quiet:
         _print_tables(board, precision)
+        print("\n".join(published_tables(board) if with_published else []))
         print(f"wrote {', '.join(str(path) for path in paths)}")
 
 
