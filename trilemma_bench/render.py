@@ -25,8 +25,8 @@ ARROWS = {True: " ↑", False: " ↓", None: ""}
 EXTRAPOLATED = "†"
 UNVERIFIED = "‡"
 PUBLISHED_NOTE = (
-    "Printed in the papers named, by their authors' own protocols and machines; not one states the protocol of the rows "
-    "above, so none is ranked with them. Each figure's origin is in trilemma_bench/published."
+    "Printed in the papers named, by their authors' own protocols and machines; not one states the protocol of the "
+    "rows above, so none is ranked with them. Each figure's origin is in trilemma_bench/published."
 )
 
 
