@@ -301,6 +301,44 @@ def test_identity_flattens_pixels_and_keeps_points() -> None:
     assert np.array_equal(extractor.extract(points)["features"], points.astype(np.float32))
 
 
+def test_fid_kid_and_is_are_those_of_torch_fidelitys_network_on_the_same_images(inception_file: Path) -> None:
+    """The scores on our features against the same algebra on torch-fidelity's; that algebra is tested elsewhere."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    from trilemma_bench.metrics import frechet_distance, inception_score, kernel_distance
+
+    theirs = FeatureExtractorInceptionV3(
+        "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=inception_file
+    )
+    ours = inception_v3_tf.EXTRACTOR.build(weights=inception_file, allow_unverified=True)
+    ours.batch_size = 12
+    smooth = RNG.integers(0, 256, (12, 3, 8, 8), np.uint8).repeat(4, 2).repeat(4, 3)
+    sets = [RNG.integers(0, 256, (12, 3, 32, 32), np.uint8), smooth]
+    mine, other = [], []
+    for images in sets:
+        mine.append(ours.extract(images))
+        with torch.no_grad():
+            pool, logits = theirs(torch.from_numpy(images))
+        other.append({"features": pool.numpy(), "logits": logits.numpy()})
+    subsets = np.stack([np.random.default_rng(i).permutation(12)[:8] for i in range(5)])
+
+    def scores(found: list[dict[str, Any]]) -> list[float]:
+        real, generated = found
+        kid = kernel_distance.kernel_distances(
+            real=real["features"], generated=generated["features"], real_subsets=subsets, generated_subsets=subsets
+        )
+        fid = frechet_distance.frechet_distance_to_features(
+            real=frechet_distance.moments(real["features"]), generated=generated["features"]
+        )
+        inception = inception_score.inception_score(generated=generated["logits"], splits=2)
+        return [fid, float(kid.mean()), float(inception.mean())]
+
+    (fid, *others), (their_fid, *their_others) = scores(mine), scores(other)
+    assert others == pytest.approx(their_others, rel=1e-5)
+    # Under random weights images hardly differ: an FID of 2e-7 is a difference in the last digits of the features.
+    assert fid == pytest.approx(their_fid, rel=1e-4)
+
+
 # --- variants of the paper's protocol ---------------------------------------------------------------------
 
 

@@ -266,20 +266,27 @@ def leaderboard(
         int | None, typer.Option(min=1, max=9, help="Significant digits; else two of each interval.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write to; else the results folder.")] = None,
+    with_published: Annotated[
+        bool,
+        typer.Option("--with-published", help="The papers' figures below, apart and never ranked with the others."),
+    ] = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write the leaderboard anew from the records of a results folder, and print it."""
     from trilemma_bench.ranking import arrange, rows
-    from trilemma_bench.results import read_records, write_leaderboard
+    from trilemma_bench.results import published_tables, read_records, write_leaderboard
 
     records = read_records(results)
     board = arrange(rows(records), sort=sort, columns=_names(columns))
-    paths = write_leaderboard(board, out or results, formats=_names(format), precision=precision)
+    paths = write_leaderboard(
+        board, out or results, formats=_names(format), precision=precision, with_published=with_published
+    )
     if as_json:
         _print_json(records)
     elif not quiet:
         _print_tables(board, precision)
+        print("\n".join(published_tables(board) if with_published else []))
         print(f"wrote {', '.join(str(path) for path in paths)}")
 
 
@@ -657,6 +664,47 @@ def _training_bar(quiet: bool) -> Iterator[Callable[[Any], None]]:
             report("training", progress.images_seen, progress.total_images, text)
 
         yield show
+
+
+@app.command(epilog=EPILOG)
+def explain(
+    model: Annotated[str, typer.Argument(help="As after --models: ddgan, ddim:steps=20, ddgan@PATH ...")],
+    dataset: DatasetOption = "cifar10",
+    protocol: ProtocolOption = "lite",
+    out: OutOption = Path("results"),
+    num_samples: NumSamplesOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "cpu",
+    batch_size: BatchOption = None,
+    data_root: DataRootOption = None,
+    inception_weights: InceptionOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Why is my number not the paper's? The same samples under each fork of the protocol, as a table and figures."""
+    from trilemma_bench import explain as forks
+    from trilemma_bench.figures import write_waterfalls
+    from trilemma_bench.models import parse_model
+    from trilemma_bench.run import Settings, find_data, find_protocol, run_spec
+    from trilemma_bench.store import write_atomic
+
+    with _progress(quiet) as report:
+        settings = Settings(data_root=data_root, inception_weights=inception_weights, report=report)
+        data = find_data(dataset, settings)
+        found = find_protocol(protocol, data, num_samples=num_samples)
+        spec = run_spec(parse_model(model), found, seed=seed, device=device, batch_size=batch_size)
+        explanation = forks.explain(spec, data, settings)
+    text = forks.to_markdown(explanation)
+    name = f"explain-{''.join(letter if letter.isalnum() else '_' for letter in model)[:80]}"
+    path = out / found.name / f"{name}.md"
+    write_atomic(path, text.encode())
+    paths = [path]
+    try:
+        paths += write_waterfalls(name, forks.moves(explanation), path.parent)
+    except UsageError as error:
+        print(f"no figures: {error}", file=sys.stderr)
+    if not quiet:
+        print(text)
+    print(f"wrote {', '.join(str(each) for each in paths)}")
 
 
 @app.command(epilog=EPILOG)

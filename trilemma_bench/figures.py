@@ -6,7 +6,7 @@ printers lose anything; text in SVG stays text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,6 +124,31 @@ def curve_figure(table: Table, lines: Sequence[Curve], column: Column, *, width:
         )
     axes.legend(frameon=False)
     return figure
+
+
+def write_waterfalls(name: str, moves: Mapping[str, Sequence[tuple[str, float]]], folder: Path) -> list[Path]:
+    """How far each fork of a protocol moves each score, a bar each, as PNG and SVG; returns the paths.
+
+    Args:
+        name: Begins the files' names.
+        moves: By the score's label: (what was done otherwise, how far it moved the score).
+        folder: Where the files go.
+
+    Raises:
+        UsageError: No matplotlib.
+    """
+    paths: list[Path] = []
+    with _style(False):
+        for label, bars in moves.items():
+            ordered = sorted(bars, key=lambda bar: abs(bar[1]))
+            figure, axes = _axes(WIDTHS["page"], f"moves {label} by", "")
+            colours = [OKABE_ITO[0] if moved < 0 else OKABE_ITO[1] for _, moved in ordered]
+            shown = axes.barh([_plain(what) for what, _ in ordered], [moved for _, moved in ordered], color=colours)
+            axes.bar_label(shown, [f"{moved:+.3g}" for _, moved in ordered], padding=3)
+            axes.axvline(0, color="0.3", linewidth=0.8)
+            axes.margins(x=0.15)
+            paths += _save(figure, folder / _file_name(f"{name}-{label}"))
+    return paths
 
 
 # --- parts ------------------------------------------------------------------------------------------------

@@ -11,9 +11,11 @@ import io
 import json
 import math
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from trilemma_bench.frontier import frontier
+from trilemma_bench.published import SCORES, PublishedRow
 from trilemma_bench.ranking import AXES, Cell, Column, Leaderboard, Row, Table, flat
 
 if TYPE_CHECKING:
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 ARROWS = {True: " ↑", False: " ↓", None: ""}
 EXTRAPOLATED = "†"
 UNVERIFIED = "‡"
+PUBLISHED_NOTE = (
+    "Printed in the papers named, by their authors' own protocols and machines; not one states the protocol of the "
+    "rows above, so none is ranked with them. Each figure's origin is in trilemma_bench/published."
+)
 
 
 def to_markdown(leaderboard: Leaderboard, *, precision: int | None = None) -> str:
@@ -280,6 +286,25 @@ def _decimals(value: float, *, significant: int) -> int:
     if value == 0 or not math.isfinite(value):
         return 0
     return min(9, max(0, significant - 1 - math.floor(math.log10(abs(value)))))
+
+
+# --- published figures ------------------------------------------------------------------------------------
+
+
+def published_markdown(dataset: str, found: Sequence[PublishedRow]) -> str:
+    """Published figures of a data set as a Markdown table of its own: never ranked, none of them in bold."""
+    scores = [score for score in SCORES if any(score in row.values for row in found)]
+    heads = ["model", *(escape(SCORES[score]) for score in scores), "device", "from"]
+    lines = [
+        f"## Published figures on {escape(dataset)}: not measured here", "", _line(heads),
+        _line([":--", *["--:"] * len(scores), ":--", ":--"]),
+    ]  # fmt: skip
+    for row in found:
+        cells = [f"{row.values[score]:g}" if score in row.values else "–" for score in scores]
+        lines.append(_line([f"*{escape(row.model)}*", *cells, escape(row.device), escape(f"{row.paper}, {row.table}")]))
+    remarks = dict.fromkeys(f"{row.model}: {row.note}." for row in found if row.note)
+    notes = [PUBLISHED_NOTE, *remarks]
+    return "\n".join([*lines, "", *(f"- {escape(note)}" for note in notes), ""])
 
 
 # --- Markdown and CSV -------------------------------------------------------------------------------------

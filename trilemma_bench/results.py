@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trilemma_bench import published
 from trilemma_bench.errors import StoreError, UsageError, unknown_name
 from trilemma_bench.gate import SUFFIX, Expectation
 from trilemma_bench.ranking import Leaderboard
 from trilemma_bench.record import ResultRecord
-from trilemma_bench.render import to_csv, to_json, to_latex, to_markdown, to_terminal
+from trilemma_bench.render import published_markdown, to_csv, to_json, to_latex, to_markdown, to_terminal
 from trilemma_bench.store import write_atomic
 
 if TYPE_CHECKING:
@@ -85,9 +86,21 @@ FORMATS: dict[str, Callable[[Leaderboard, int | None], str]] = {
 
 
 def write_leaderboard(
-    board: Leaderboard, folder: Path, *, formats: Sequence[str] = ("md", "csv"), precision: int | None = None
+    board: Leaderboard,
+    folder: Path,
+    *,
+    formats: Sequence[str] = ("md", "csv"),
+    precision: int | None = None,
+    with_published: bool = False,
 ) -> list[Path]:
     """Write `leaderboard.md`, `leaderboard.csv` ... into `folder`; returns their paths.
+
+    Args:
+        board: What was measured.
+        folder: Where the files go.
+        formats: Endings, see `FORMATS`.
+        precision: Significant digits; None takes two of each interval.
+        with_published: Whether the papers' figures on the same data stand below the Markdown, in a table of their own.
 
     Raises:
         UsageError: No such format.
@@ -97,8 +110,18 @@ def write_leaderboard(
             raise unknown_name("format", name, FORMATS)
     paths = {name: folder / f"leaderboard.{name}" for name in formats}
     for name, path in paths.items():
-        write_atomic(path, FORMATS[name](board, precision).encode())
+        text = FORMATS[name](board, precision)
+        if with_published and name == "md":
+            text = "\n".join([text, *published_tables(board)])
+        write_atomic(path, text.encode())
     return list(paths.values())
+
+
+def published_tables(board: Leaderboard) -> list[str]:
+    """Markdown of the papers' figures, one table for each data set of the board that has any."""
+    datasets = dict.fromkeys(row.record.spec.protocol.dataset for table in board.tables for row in table.rows)
+    found = {dataset: published.rows(published.figures(dataset)) for dataset in datasets}
+    return [published_markdown(dataset, each) for dataset, each in found.items() if each]
 
 
 def tables(board: Leaderboard, *, precision: int | None = None) -> list[rich.table.Table]:

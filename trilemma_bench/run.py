@@ -272,7 +272,7 @@ def _without_speed(
             f"{source.label} makes images of {list(source.shape)}; {protocol.name} needs {list(protocol.image_shape)}. "
             "Resize them before (no protocol resizes silently), or name another data set."
         )
-    extractors = {name: _Extraction(name, settings, spec.device) for name in _names(wanted)}
+    extractors = {name: Extraction(name, settings, spec.device) for name in _names(wanted)}
     features = _features(source, protocol, extractors, settings)
     real = {name: find_reference(protocol, data, found.extractor, settings) for name, found in extractors.items()}
     scores = []
@@ -310,6 +310,19 @@ def recompute(record: ResultRecord, data: Data, settings: Settings) -> ResultRec
         if missing:
             return f"{len(missing)} shards of its samples are not in the cache; `trilemma-bench run` makes them"
     return _without_speed(spec, data, settings, source, _available_scores(spec.protocol, settings), started)
+
+
+def images_of(spec: RunSpec, data: Data, settings: Settings) -> tuple[str, npt.NDArray[np.uint8]]:
+    """Name and images of a spec's samples, uint8 [num_generated, C, H, W], from the cache where they are there."""
+    source = _source(spec, data, settings, None, None)
+    count = spec.protocol.num_generated
+    found = np.concatenate(list(source.chunks(count, settings.report)))[:count]
+    if found.shape[1:] != tuple(spec.protocol.image_shape):
+        raise ProtocolError(
+            f"{source.label} makes images of {list(found.shape[1:])}; {spec.protocol.name} needs "
+            f"{list(spec.protocol.image_shape)}."
+        )
+    return source.label, found
 
 
 def failure_record(spec: RunSpec, error: BaseException) -> ResultRecord:
@@ -534,7 +547,7 @@ def missing_extractor(name: str, settings: Settings) -> str | None:
     return kind.available(settings.inception_weights if kind.inception_weights else None)
 
 
-class _Extraction:
+class Extraction:
     """An extractor, built when it is first needed, and its kept features."""
 
     def __init__(self, name: str, settings: Settings, device: str) -> None:
@@ -556,7 +569,7 @@ class _Extraction:
 
 
 def _features(
-    source: _Source, protocol: Protocol, extractors: dict[str, _Extraction], settings: Settings
+    source: _Source, protocol: Protocol, extractors: dict[str, Extraction], settings: Settings
 ) -> dict[str, dict[str, npt.NDArray[np.float32]]]:
     """One pass over the images: {extractor: {layer: float32 [num_generated, D]}}; notes the images' digest."""
     count, seen = protocol.num_generated, 0
@@ -617,7 +630,7 @@ def make_reference(protocol: Protocol, data: Data, extractor: Extractor, setting
 def _score(
     score: ScoreSpec,
     protocol: Protocol,
-    extraction: _Extraction,
+    extraction: Extraction,
     real: Reference,
     generated: dict[str, npt.NDArray[np.float32]],
 ) -> list[ScoredMetric]:
@@ -693,7 +706,7 @@ def _finished(path: Path, wanted: list[ScoreSpec], settings: Settings) -> Result
 
 
 def _provenance(
-    source: _Source, extractors: dict[str, _Extraction], real: dict[str, Reference], started: float
+    source: _Source, extractors: dict[str, Extraction], real: dict[str, Reference], started: float
 ) -> Provenance:
     commit, dirty = _commit()
     weights = source.model.weights if source.model is not None else None
@@ -773,7 +786,7 @@ def build_reference(
     """Make the reference of a protocol for any data set and extractor; returns its path and identity."""
     data = find_data(dataset, settings)
     found = find_protocol(protocol, data)
-    built = _Extraction(extractor, settings, device).extractor
+    built = Extraction(extractor, settings, device).extractor
     name = references.reference_name(found, extractor)
     path = out or settings.cache_folder / "references" / f"{built.identity[:16]}-{name}"
     return path, make_reference(found, data, built, settings, path).identity
