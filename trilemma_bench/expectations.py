@@ -237,7 +237,8 @@ def _observe(expectation: Expectation, path: Path, settings: Settings) -> Observ
         count = expectation.speed.num_images
         found = speed.ratio_to_reference_load(model.remake(count), count)
         ratio = (found, speed.hardware(spec.device, spec.dtype))
-    return Observation(records=records, images=images, speed=ratio)
+    digest = model.weights.digest if model.weights is not None else None
+    return Observation(records=records, images=images, speed=ratio, weights_digest=digest)
 
 
 def draw(model: OpenModel, count: int, *, micro_batch: int | None = None) -> UInt8:
