@@ -177,6 +177,15 @@ def test_images_drift_beyond_the_tolerance_of_the_sampler(largest: int, differin
     assert states(wanted, observed)["images"] == ("samples", state)
 
 
+def test_moved_images_say_where_the_weights_are_others() -> None:
+    wanted = with_images(expectation(STEADY, weights_digest="w1"))
+    images = ImageDifference(count=2, largest=200, differing=0.9, mean=20, worst_seed=1)
+    for digest, said in (("w2", True), ("w1", False), (None, False)):
+        now = (measured(0, {FD: 40.0, RECALL: 0.4}),)
+        verdict = judge([(wanted, Observation(records=now, images=images, weights_digest=digest))])
+        assert ("the weights are others" in verdict.checks[0].message) == said
+
+
 def test_moved_images_give_their_stage_to_moved_scores() -> None:
     wanted = with_images(expectation(STEADY))
     images = ImageDifference(count=2, largest=200, differing=0.9, mean=20, worst_seed=1)

@@ -9,6 +9,7 @@ Both names are imported when they are first used, so that `import trilemma_bench
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,8 +39,13 @@ def evaluate(sampler: Any, dataset: str = "cifar10", protocol: str = "lite", **o
     return run(sampler, dataset, protocol, **options)
 
 
-def leaderboard(records: Sequence[ResultRecord]) -> pandas.DataFrame:
-    """One row a record, sorted as the leaderboard is, with values, errors, intervals, keys and hardware."""
-    from trilemma_bench.ranking import to_dataframe
+def leaderboard(records: Sequence[ResultRecord] | str | Path) -> pandas.DataFrame:
+    """One row a record, sorted as the leaderboard is, with values, errors, intervals, keys and hardware.
 
-    return to_dataframe(records)
+    Args:
+        records: Records, or the results folder that holds them.
+    """
+    from trilemma_bench.ranking import to_dataframe
+    from trilemma_bench.results import read_records
+
+    return to_dataframe(read_records(Path(records)) if isinstance(records, str | Path) else records)

@@ -10,10 +10,7 @@ from __future__ import annotations
 import datetime
 import shlex
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +35,7 @@ from trilemma_bench.gate import (
 from trilemma_bench.images import open_images, write_npz
 from trilemma_bench.models import OpenModel, open_model
 from trilemma_bench.record import ResultRecord
-from trilemma_bench.run import Settings, evaluate_spec, find_data, find_protocol, run_spec
+from trilemma_bench.run import Settings, evaluate_spec, find_data, find_protocol, own_cache, run_spec
 from trilemma_bench.spec import RunSpec, SamplerSpec
 from trilemma_bench.store import image_seeds, sha256, write_atomic
 
@@ -88,7 +85,7 @@ def make_expectation(
         raise UsageError(f"--seeds {num_seeds}: a spread needs at least {MIN_SEEDS} seeds.")
     if num_images < 1:
         raise UsageError(f"--images {num_images}: a gate needs at least one image.")
-    with _own_cache(settings) as fresh:
+    with own_cache(settings) as fresh:
         data = find_data(dataset, fresh)
         found = find_protocol(protocol, data, num_samples=num_samples)
         spec = run_spec(sampler, found, **run)
@@ -205,7 +202,7 @@ def observe(expectation: Expectation, path: Path, settings: Settings) -> Observa
         settings: Where things lie; records are written to `out` where it is set.
     """
     try:
-        with _own_cache(settings) as fresh:
+        with own_cache(settings) as fresh:
             return _observe(expectation, path, fresh)
     except KeyboardInterrupt:
         raise
@@ -240,7 +237,8 @@ def _observe(expectation: Expectation, path: Path, settings: Settings) -> Observ
         count = expectation.speed.num_images
         found = speed.ratio_to_reference_load(model.remake(count), count)
         ratio = (found, speed.hardware(spec.device, spec.dtype))
-    return Observation(records=records, images=images, speed=ratio)
+    digest = model.weights.digest if model.weights is not None else None
+    return Observation(records=records, images=images, speed=ratio, weights_digest=digest)
 
 
 def draw(model: OpenModel, count: int, *, micro_batch: int | None = None) -> UInt8:
@@ -283,13 +281,3 @@ def _kept_images(wanted: ExpectedImages, path: Path) -> UInt8:
             f"{wanted.sha256[:12]}). Restore both files, or make them again with `trilemma-bench expect make`."
         )
     return found
-
-
-@contextmanager
-def _own_cache(settings: Settings) -> Iterator[Settings]:
-    """The settings with an empty cache, but for the references of the usual one, and without timing."""
-    with tempfile.TemporaryDirectory(prefix="trilemma-gate-") as folder:
-        kept = settings.cache_folder / "references"
-        kept.mkdir(parents=True, exist_ok=True)
-        (Path(folder) / "references").symlink_to(kept.resolve(), target_is_directory=True)
-        yield replace(settings, cache=Path(folder), timed=False, fresh=True)

@@ -12,9 +12,10 @@ import importlib.metadata
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -80,6 +81,16 @@ class Settings:
     def cache_folder(self) -> Path:
         """Where samples, features and references are kept."""
         return self.cache or cache_folder()
+
+
+@contextmanager
+def own_cache(settings: Settings) -> Iterator[Settings]:
+    """The settings with an empty cache, but for the references of the usual one: all is drawn anew, nothing timed."""
+    with tempfile.TemporaryDirectory(prefix="trilemma-") as folder:
+        kept = settings.cache_folder / "references"
+        kept.mkdir(parents=True, exist_ok=True)
+        (Path(folder) / "references").symlink_to(kept.resolve(), target_is_directory=True)
+        yield replace(settings, cache=Path(folder), timed=False, fresh=True)
 
 
 # --- data and protocol ------------------------------------------------------------------------------------
