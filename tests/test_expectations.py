@@ -23,14 +23,16 @@ from training_cases import run as train_tiny
 from training_cases import tiny_task
 
 from trilemma_bench import expectations, run, speed
+from trilemma_bench.cards import baselines_folder
 from trilemma_bench.cli import main
 from trilemma_bench.errors import StoreError, UsageError
 from trilemma_bench.expectations import make_expectation, observe
 from trilemma_bench.gate import Expectation, Observation, Verdict, expected_score, judge
 from trilemma_bench.kinds import Weights
 from trilemma_bench.metrics import precision_recall
-from trilemma_bench.models import parse_model
+from trilemma_bench.models import open_model, parse_model
 from trilemma_bench.record import ResultRecord
+from trilemma_bench.results import read_expectations
 from trilemma_bench.run import Settings, evaluate_spec, find_data, find_protocol, run_spec
 from trilemma_bench.samplers import _epsilon, _helpers, ddim
 from trilemma_bench.training._loop import write_weights
@@ -404,6 +406,14 @@ def test_a_model_that_raises_is_unusable_and_says_why(
     assert check.state == "unusable" and "ZeroDivisionError" in check.message
 
 
+def test_shipped_expectations_are_whole_and_of_the_weights_that_ship() -> None:
+    for path, expected in read_expectations(baselines_folder()):
+        assert expected.images is not None
+        assert len(expectations._kept_images(expected.images, path)) == len(expected.images.seeds)
+        again = f"{path}: make it again with tox -e expect"
+        assert open_model(expected.spec).samples_key == expected.samples_key, again
+
+
 # --- the command ------------------------------------------------------------------------------------------
 
 
@@ -460,8 +470,6 @@ def test_gate_command_without_expectations_is_unusable(tmp_path: Path, capsys: p
     assert command("gate", "--expect", tmp_path) == 2
     assert "expect make" in capsys.readouterr().err
     with pytest.raises(StoreError, match="no such folder"):
-        from trilemma_bench.results import read_expectations
-
         read_expectations(tmp_path / "none")
 
 

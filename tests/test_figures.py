@@ -58,6 +58,13 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
     assert first == again
 
 
+def test_long_names_are_cut_and_squeeze_nothing(tmp_path: Path) -> None:
+    name = "ddim@" + "/a/long/path" * 20
+    found = [record(f"{name}{i}", 10.0 * i, recall=0.1 * i, found_speed=speed(i)) for i in (1, 2, 3)]
+    paths = figures.write_figures(rows(found), tmp_path, width="column")
+    assert name not in paths[1].read_text()
+
+
 def test_marks_lie_where_the_numbers_are() -> None:
     table = rows(RECORDS).tables[0]
     found = frontier(table)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from ranking_cases import FD, RECALL, record, score, scored, speed
+from sampler_cases import TINY, lively
+from small_world import make_world
 
+from trilemma_bench.cli import main
 from trilemma_bench.errors import UsageError
 from trilemma_bench.models import parse_models
 from trilemma_bench.ranking import Table, rows
 from trilemma_bench.record import ResultRecord
 from trilemma_bench.spec import SamplerSpec
 from trilemma_bench.sweep import curves, expand, fewest_evaluations
+from trilemma_bench.training._loop import write_weights
 
 
 def test_grid_is_the_product_with_the_first_option_slowest() -> None:
@@ -76,3 +81,27 @@ def test_higher_is_better_counts_downwards() -> None:
     found = table(point(5, 1.0, recall=0.80), point(10, 1.0, recall=0.97), point(20, 1.0, recall=1.0))
     (curve,) = curves(found, "recall")
     assert fewest_evaluations(curve, found.columns[1]).nfe == 10
+
+
+# --- the command ------------------------------------------------------------------------------------------
+
+
+def test_sweep_command_leaves_a_record_a_point_and_says_what_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib", reason="no matplotlib: pip install trilemma-bench[plot]")
+    images, protocol = make_world(tmp_path, count=30)
+    config = {**TINY["ddim"].config, "num_train_steps": 50}
+    tensors = lively("ddim", config).tensors
+    assert tensors is not None
+    write_weights(tmp_path / "w.safetensors", tensors, config=config)
+    monkeypatch.setenv("TRILEMMA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    model = f"ddim@{tmp_path / 'w.safetensors'}"
+    world = ["--dataset", str(images), "--protocol", str(protocol)]
+    with pytest.raises(SystemExit) as left:
+        main(["sweep", "--model", model, "--over", "steps=2,4", "--quiet", "--figures", "figures", *world])
+    assert left.value.code == 0
+    assert "evaluations are the fewest within 5% of the best FD" in capsys.readouterr().out
+    assert len(list((tmp_path / "results").glob("*/*.json"))) == 2
+    assert [path.suffix for path in sorted((tmp_path / "figures").glob("*curves*"))] == [".png", ".svg"]

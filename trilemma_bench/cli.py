@@ -179,6 +179,9 @@ def sweep(
     over: Annotated[list[str], typer.Option(help="An option and its values: steps=5,10,20; repeat it for a grid.")],
     metric: Annotated[str, typer.Option(help="The column that the curve shows.")] = "fd",
     within: Annotated[float, typer.Option(help="What counts as near the best: a share of it.", min=0.0)] = 0.05,
+    figures: Annotated[
+        Path | None, typer.Option(help="Folder for the curves as PNG and SVG; needs trilemma-bench[plot].")
+    ] = None,
     dataset: DatasetOption = "cifar10",
     protocol: ProtocolOption = "lite",
     out: OutOption = Path("results"),
@@ -209,6 +212,10 @@ def sweep(
         specs = [run_spec(item, found, seed=seed, device=device, batch_size=batch_size) for item in named]
         jobs.check(specs)
         records = jobs.run_all(specs, data, settings, failed=_print_failure)
+    if figures is not None:
+        from trilemma_bench.figures import write_figures
+
+        write_figures(rows(records), figures, metric=metric)
     if not as_json:
         for table in rows(records).tables:
             if not has_column(table, metric):

@@ -97,7 +97,9 @@ def trilemma(table: Table, found: Frontier, *, width: float = WIDTHS["page"]) ->
             [seconds], [value], c=[values[index]], cmap="viridis", vmin=min(values), vmax=max(values), s=36,
             marker=MARKERS[index % len(MARKERS)], edgecolors="black", linewidths=edge, zorder=2,
         )  # fmt: skip
-        axes.annotate(_plain(row.label), (seconds, value), (4, 5), textcoords="offset points")
+        name = axes.annotate(_short(row.label), (seconds, value), (4, 5), textcoords="offset points")
+        # A long name may leave the axes; it must not squeeze them.
+        name.set_in_layout(False)
     front = sorted((_value(table, row, cost), _value(table, row, quality)) for row in found.efficient)
     axes.plot(*zip(*front, strict=True), color="0.5", linestyle="--", linewidth=0.8, zorder=0)
     if len(set(values)) > 1:
@@ -120,9 +122,9 @@ def curve_figure(table: Table, lines: Sequence[Curve], column: Column, *, width:
             markersize=4,
             linewidth=1.2,
             capsize=2,
-            label=_plain(curve.label),
+            label=_short(curve.label),
         )
-    axes.legend(frameon=False)
+    axes.legend(frameon=False).set_in_layout(False)
     return figure
 
 
@@ -219,6 +221,10 @@ def _error(cell: Cell) -> list[list[float]]:
 
 def _plain(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def _short(text: str) -> str:
+    return _plain(text) if len(text) <= 32 else _plain(text[:31]) + "…"
 
 
 def _file_name(text: str) -> str:
