@@ -84,7 +84,28 @@ def test_help_and_lists_import_nothing_heavy(arguments: list[str], tmp_path: Pat
 
 @pytest.mark.parametrize(
     "module",
-    ["cli", "results", "ranking", "render", "record", "spec", "kinds", "registry", "cards", "stats", "store"],
+    [
+        "cli",
+        "results",
+        "ranking",
+        "render",
+        "record",
+        "spec",
+        "kinds",
+        "registry",
+        "cards",
+        "stats",
+        "store",
+        "gate",
+        "gate_text",
+        "frontier",
+        "sweep",
+        "charts",
+        "figures",
+        "page",
+        "report",
+        "loggers",
+    ],
 )
 def test_module_imports_without_torch(module: str, tmp_path: Path) -> None:
     """torch is made impossible to import, so that a late import would be found too."""
