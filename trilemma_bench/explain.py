@@ -22,7 +22,7 @@ from trilemma_bench.errors import ProtocolError, TrilemmaError
 from trilemma_bench.features._helpers import pillow_bicubic, through_jpeg
 from trilemma_bench.kinds import Array, Moments, Reference
 from trilemma_bench.record import Score
-from trilemma_bench.run import Data, Extraction, Settings, find_reference, images_of
+from trilemma_bench.run import Data, Extraction, Settings, find_reference, images_of, score_rng
 from trilemma_bench.spec import Protocol, RunSpec, ScoreSpec
 
 UInt8 = npt.NDArray[np.uint8]
@@ -116,13 +116,20 @@ class _Bench:
         extractor = self.extraction(name).extractor
         return find_reference(protocol or self.protocol, self._data, extractor, self._settings)
 
+    def _score_spec(self, metric: str, name: str) -> ScoreSpec:
+        """The protocol's score of this metric, else one with the metric's defaults."""
+        found = (item for item in self.protocol.scores if (item.metric, item.extractor) == (metric, name))
+        return next(found, ScoreSpec(metric=metric, extractor=name))
+
+    def own(self, metric: str, name: str, parameter: str) -> Any:
+        """What the protocol sets a parameter to."""
+        return {**registry.get("metric", metric).defaults, **self._score_spec(metric, name).params}[parameter]
+
     def scores(self, metric: str, name: str, real: Reference, features: dict[str, Array], **params: Any) -> list[Score]:
-        """The scores of a metric; its parameters are the protocol's, but for `params`."""
-        spec = next((item for item in self.protocol.scores if (item.metric, item.extractor) == (metric, name)), None)
-        spec = spec or ScoreSpec(metric=metric, extractor=name)
-        plugin = registry.get("metric", metric)
+        """The scores of a metric; its parameters and its generator are the protocol's, but for `params`."""
+        spec, plugin = self._score_spec(metric, name), registry.get("metric", metric)
         chosen = {**plugin.defaults, **spec.params, **params}
-        rng = np.random.default_rng([self.protocol.rng_seed, 0])
+        rng = score_rng(self.protocol, self.protocol.score_key(spec))
         return list(plugin.compute(real=real, generated=features, rng=rng, **chosen).values())
 
 
@@ -202,15 +209,17 @@ def _of_class_score(bench: _Bench) -> Iterator[Fork]:
     real, features = bench.reference(name), bench.features(name)
     kind = registry.get("metric", "inception_score").kinds(extractor)[0]
 
-    def score(splits: int, rows: int | None = None) -> float:
+    own = bench.own("inception_score", name, "splits")
+
+    def score(splits: int = own, rows: int | None = None) -> float:
         chosen = {"logits": features["logits"][:rows]}
         return _value(bench.scores("inception_score", name, real, chosen, splits=splits)[0])
 
-    few = max(10, len(bench.images) // 5)
-    yield from _forks(kind.name, kind.label, score(10), [
-        ("one split in place of 10", "the formula over all samples reads higher", lambda: score(1)),
-        ("20 splits in place of 10", "fewer samples a split read lower", lambda: score(20)),
-        (f"{few:,} samples in 10 splits", "fewer samples read lower", lambda: score(10, few)),
+    few = max(own, len(bench.images) // 5)
+    yield from _forks(kind.name, kind.label, score(), [
+        (f"one split in place of {own}", "the formula over all samples reads higher", partial(score, 1)),
+        (f"{2 * own} splits in place of {own}", "fewer samples a split read lower", partial(score, 2 * own)),
+        (f"{few:,} samples in {own} splits", "fewer samples read lower", partial(score, rows=few)),
     ])  # fmt: skip
 
 
@@ -220,14 +229,17 @@ def _of_precision(bench: _Bench) -> Iterator[Fork]:
     kinds = registry.get("metric", "precision_recall").kinds(registry.get("extractor", name))
     fewer = replace(real, features=real.features[: max(10, len(real.features) // 5)])
 
-    def score(index: int, real: Reference = real, rows: int | None = None, k: int = 3) -> float:
+    own = int(bench.own("precision_recall", name, "k"))
+    other = 3 if own == 5 else 5
+
+    def score(index: int, real: Reference = real, rows: int | None = None, k: int = own) -> float:
         chosen = {"features": features["features"][:rows]}
         return _value(bench.scores("precision_recall", name, real, chosen, k=k)[index])
 
     few = max(10, len(bench.images) // 5)
     for index, kind in enumerate(kinds):
         yield from _forks(kind.name, kind.label, score(index), [
-            ("k = 5 in place of 3", "larger balls cover more", partial(score, index, k=5)),
+            (f"k = {other} in place of {own}", "larger balls cover more", partial(score, index, k=other)),
             (f"{few:,} of the {len(bench.images):,} samples", "fewer samples have larger balls",
              partial(score, index, rows=few)),
             (f"{len(fewer.features):,} of the {len(real.features):,} real features", "the same on the other side",

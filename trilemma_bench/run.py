@@ -638,6 +638,11 @@ def make_reference(protocol: Protocol, data: Data, extractor: Extractor, setting
     return reference
 
 
+def score_rng(protocol: Protocol, key: str) -> np.random.Generator:
+    """What a score draws from: a generator of its own, so that a new metric leaves the others as they were."""
+    return np.random.default_rng([protocol.rng_seed, int(key[:12], 16)])
+
+
 def _score(
     score: ScoreSpec,
     protocol: Protocol,
@@ -655,8 +660,7 @@ def _score(
     if unknown:
         raise unknown_name(f"parameter of {score.metric}", sorted(unknown)[0], metric.defaults)
     key = protocol.score_key(score)
-    # Each score draws from a generator of its own, so that a new metric leaves the others as they were.
-    rng = np.random.default_rng([protocol.rng_seed, int(key[:12], 16)])
+    rng = score_rng(protocol, key)
     kinds = metric.kinds(extraction.kind)
     try:
         found = metric.compute(real=real, generated=generated, rng=rng, **params)
