@@ -15,9 +15,12 @@ import subprocess
 from pathlib import Path
 
 from trilemma_bench import registry, speed
+from trilemma_bench.models import of_train_seed
+from trilemma_bench.nets import mlp
 from trilemma_bench.record import ResultRecord
 
 HERE = Path(__file__).resolve().parent
+TITLES = {"cifar10": "CIFAR-10", "gaussians25": "25 Gaussians"}
 
 
 def toml(value: object) -> str:
@@ -25,9 +28,18 @@ def toml(value: object) -> str:
     return json.dumps(value)
 
 
-def ship(name: str, run: Path, *, command: str, cpu: str, compiled: bool) -> None:
-    """Write baselines/<name>/ from a run's folder."""
-    folder = HERE / name
+def ship(
+    name: str,
+    run: Path,
+    *,
+    folder: Path,
+    dataset: str,
+    options: dict[str, object],
+    command: str,
+    cpu: str,
+    compiled: bool,
+) -> None:
+    """Write `folder` from a run's; `options` tell these weights from others of the same sampler and data set."""
     folder.mkdir(exist_ok=True)
     about = json.loads((run / "run.json").read_text())
     for file in ("weights.safetensors", "resume.safetensors"):
@@ -38,15 +50,16 @@ def ship(name: str, run: Path, *, command: str, cpu: str, compiled: bool) -> Non
     trainer = registry.get("trainer", name)
     kind = registry.get("sampler", name)
     weights = kind.load(folder / "weights.safetensors")
-    sampler = kind.build(kind.options(), weights, micro_batch=1)
+    members = mlp.members(weights.config)
+    sampler = kind.build(kind.options(), of_train_seed(weights, 0) if members > 1 else weights, micro_batch=1)
     per_evaluation = speed.gflops_per_image(sampler, 1.0)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     recipe = about["recipe"]
     top = {
-        "name": name,
-        "title": f"{name}, small network trained in house on CIFAR-10",
+        "name": folder.name,
+        "title": f"{name}, small network trained in house on {TITLES.get(dataset, dataset)}",
         "sampler": name,
-        "dataset": "cifar10",
+        "dataset": dataset,
         "weights": "weights.safetensors",
         "weights_digest": hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest(),
         "licence": "Apache-2.0",
@@ -56,7 +69,7 @@ def ship(name: str, run: Path, *, command: str, cpu: str, compiled: bool) -> Non
         "the paper's figures.",
     }
     training = {
-        "recipe": "cpu-small",
+        "recipe": next(key for key, found in trainer.recipes.items() if found.model_dump(mode="json") == recipe),
         "source": trainer.source,
         "command": command,
         "images_seen": about["images_seen"],
@@ -66,10 +79,13 @@ def ship(name: str, run: Path, *, command: str, cpu: str, compiled: bool) -> Non
         "compiled": compiled,
         "batch": recipe["batch"],
         "seed": recipe["seed"],
+        "training_seeds": members,
         "commit": commit,
         "resume": "from resume.safetensors by --resume; the optimisers' moments are not shipped and warm up anew",
     }
     lines = [f"{key} = {toml(value)}" for key, value in top.items()]
+    if options:
+        lines += ["", "[options]", *(f"{key} = {toml(value)}" for key, value in options.items())]
     lines += ["", "[training]", *(f"{key} = {toml(value)}" for key, value in training.items())]
     (folder / "card.toml").write_text("\n".join(lines) + "\n")
 
@@ -102,10 +118,18 @@ if __name__ == "__main__":
     parser.add_argument("--command", default="")
     parser.add_argument("--cpu", default="")
     parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--dataset", default="cifar10")
+    parser.add_argument("--folder", help="below baselines/, where it is not the sampler's name")
+    parser.add_argument("--option", action="append", default=[], help="KEY=VALUE that these weights were trained for")
     parser.add_argument("--samples-of", type=Path, help="record whose shards are added")
     parser.add_argument("--cache", type=Path)
     given = parser.parse_args()
     if given.run is not None:
-        ship(given.name, given.run, command=given.command, cpu=given.cpu, compiled=given.compiled)
+        options = dict(item.split("=") for item in given.option)
+        ship(
+            given.name, given.run, folder=HERE / (given.folder or given.name), dataset=given.dataset,
+            options={key: int(value) if value.isdigit() else value for key, value in options.items()},
+            command=given.command, cpu=given.cpu, compiled=given.compiled,
+        )  # fmt: skip
     if given.samples_of is not None:
         add_samples(given.name, given.samples_of, given.cache)

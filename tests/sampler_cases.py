@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trilemma_bench import registry
-from trilemma_bench.kinds import SamplerKind, Weights
+from trilemma_bench.kinds import SamplerKind, Weights, is_points
 from trilemma_bench.samplers._helpers import Noise, make_weights, untrained
 
 TINY_UNET: dict[str, Any] = {
@@ -53,7 +53,11 @@ class Tiny:
 
     config: dict[str, Any]
     options: dict[str, Any] = field(default_factory=dict)
-    image_shape: tuple[int, int, int] = (3, 16, 16)
+    image_shape: tuple[int, ...] = (3, 16, 16)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float64 if is_points(self.image_shape) else torch.uint8
 
 
 TINY_ADM: dict[str, Any] = {
@@ -73,6 +77,10 @@ TINY: dict[str, Tiny] = {
     "ddgan": Tiny({"generator": TINY_NCSNPP, "pixel_block": 2, "num_timesteps": 4}),
     "ddim": Tiny({"unet": TINY_UNET}, {"steps": 4, "eta": 0.5}, (3, 8, 8)),
     "ddpm": Tiny({"unet": {**TINY_UNET, "in_channels": 12, "out_channels": 12, "pixel_block": 2}}, {"steps": 4}),
+    "diffusers": Tiny({"unet": TINY_UNET}, {"steps": 4}, (3, 8, 8)),
+    "gan": Tiny({"generator": {"class": "mlp", "width": 8, "nz": 3}, "scale": 20.0}, image_shape=(2,)),
+    "ncsn": Tiny({"unet": TINY_UNET}, {"levels": 2, "steps_each": 2}, (3, 8, 8)),
+    "score_sde": Tiny({"unet": TINY_UNET}, {"steps": 3, "solver": "pc"}, (3, 8, 8)),
     "stylegan2": Tiny({"generator": TINY_STYLEGAN2}),
 }
 

@@ -26,7 +26,7 @@ from training_cases import BATCH, TINY_RECIPES, run, tiny_images, tiny_recipe, t
 
 from trilemma_bench import registry
 from trilemma_bench.errors import TrainingError
-from trilemma_bench.kinds import TrainerKind
+from trilemma_bench.kinds import TrainerKind, is_points
 from trilemma_bench.nets import ncsnpp, stylegan2, unet
 from trilemma_bench.samplers._helpers import read_tensors
 from trilemma_bench.training import _checkpoint
@@ -537,7 +537,7 @@ def test_a_run_leaves_a_curve_a_grid_its_recipe_and_weights_that_sample(name: st
     assert about["recipe"] == task.recipe.model_dump(mode="json")
     assert about["images_seen"] == 3 * BATCH
     (grid,) = (tmp_path / "grids").iterdir()
-    side = task.image_shape[1]
+    side = 32 if is_points(task.image_shape) else task.image_shape[1]
     with Image.open(grid) as image:
         assert image.size == (8 * side, 8 * side)
         assert len(np.unique(np.asarray(image))) > 3
@@ -626,7 +626,8 @@ def test_the_paper_recipes_have_the_published_sizes(name: str, build: Any, param
 def test_the_papers_recipe_trains(name: str) -> None:
     """As published but for the batch: 4 images instead of 64 to 256. The first step has the lazy penalties too."""
     kind: TrainerKind = registry.get("trainer", name)
-    task = kind.task(kind.recipes["paper"].model_copy(update={"batch": 4}), torch.device("cpu"))
+    paper = kind.recipes.get("paper") or kind.recipes["gaussians25-paper"]
+    task = kind.task(paper.model_copy(update={"batch": 4}), torch.device("cpu"))
     images = torch.rand(4, *task.image_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     before = {key: [p.clone() for p in net.parameters()] for key, net in task.networks.items()}
     losses = task.step(images, None, Step(0, 0, torch.Generator().manual_seed(0)))
@@ -638,8 +639,9 @@ def test_the_papers_recipe_trains(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_trainer_has_the_papers_recipe_and_a_small_one(name: str) -> None:
     kind = registry.get("trainer", name)
-    assert {"paper", "cpu-small"} <= kind.recipes.keys()
-    assert kind.recipes["paper"].batch >= 64
+    of_points = {"gaussians25-paper", "gaussians25-cpu"}
+    assert {"paper", "cpu-small"} <= kind.recipes.keys() or of_points <= kind.recipes.keys()
+    assert (kind.recipes.get("paper") or kind.recipes["gaussians25-paper"]).batch >= 64
     assert kind.baseline == name
     assert kind.source
 

@@ -11,7 +11,8 @@ from sampler_cases import TINY_NCSNPP, TINY_STYLEGAN2, TINY_UNET
 
 from trilemma_bench import registry
 from trilemma_bench.images import ArrayImages
-from trilemma_bench.kinds import TrainerKind
+from trilemma_bench.kinds import TrainerKind, is_points
+from trilemma_bench.points import ArrayPoints
 from trilemma_bench.training._ema import EmaSpec
 from trilemma_bench.training._loop import Limits, Task, train
 from trilemma_bench.training.stylegan2 import AdaSpec
@@ -26,6 +27,10 @@ TINY_RECIPES: dict[str, dict[str, Any]] = {
         "cosine": True,
     },
     "ddpm": {"unet": {**TINY_UNET, "dropout": 0.1}, "num_train_steps": 10, "warmup_steps": 4},
+    "gan": {
+        "generator": {"class": "mlp", "width": 8, "nz": 3, "members": 2},
+        "discriminator": {"class": "mlp", "width": 8, "members": 2},
+    },
     "stylegan2": {
         "generator": TINY_STYLEGAN2,
         "discriminator": {
@@ -46,7 +51,8 @@ def tiny_recipe(name: str, *, steps: int = 6, **changes: Any) -> Any:
         "batch": BATCH, "duration_kimg": steps * BATCH / 1000, "bf16": False,
         "ema": EmaSpec(halflife_kimg=0.02, rampup=0.5),
     }  # fmt: skip
-    return kind.recipes["cpu-small"].model_copy(update={**common, **TINY_RECIPES[name], **changes})
+    small = kind.recipes.get("cpu-small") or kind.recipes["gaussians25-cpu"]
+    return small.model_copy(update={**common, **TINY_RECIPES[name], **changes})
 
 
 def tiny_task(name: str, **changes: Any) -> Task:
@@ -56,9 +62,11 @@ def tiny_task(name: str, **changes: Any) -> Task:
     return task
 
 
-def tiny_images(task: Task, count: int = 20) -> ArrayImages:
-    """Random images of the task's shape with three classes."""
+def tiny_images(task: Task, count: int = 20) -> ArrayImages | ArrayPoints:
+    """Random images of the task's shape with three classes, or random points."""
     rng = np.random.default_rng(5)
+    if is_points(task.image_shape):
+        return ArrayPoints(rng.normal(size=(count, *task.image_shape)), "random")
     images = rng.integers(0, 256, (count, *task.image_shape), np.uint8)
     return ArrayImages(images, "random", rng.integers(0, 3, count))
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from trilemma_bench.errors import WeightsError, unknown_name
-from trilemma_bench.spec import Frozen
+from trilemma_bench.spec import Frozen, Option
 
 
 class Card(Frozen):
@@ -28,6 +29,8 @@ class Card(Frozen):
     gflops_per_evaluation: float
     training: dict[str, Any]
     """Recipe, command, hours, CPU, images seen, seed, commit."""
+    options: dict[str, Option] = {}
+    """What tells these weights from others of the same sampler and data set: `{"num_timesteps": 2}`."""
     notes: str = ""
 
 
@@ -58,3 +61,21 @@ def load_card(name: str) -> tuple[Card, Path]:
     except (ValidationError, tomllib.TOMLDecodeError) as error:
         raise WeightsError(f"{folder / 'card.toml'}: not a valid card: {error}") from error
     return card, folder
+
+
+def cards_of(sampler: str) -> tuple[Card, ...]:
+    """All baselines of a sampler, by name."""
+    cards = (load_card(name)[0] for name in card_names())
+    return tuple(card for card in cards if card.sampler == sampler)
+
+
+def find_card(sampler: str, dataset: str, options: Mapping[str, Option]) -> Card | None:
+    """The baseline of a sampler for a data set whose own options are the most of those asked for.
+
+    None where the sampler has no baseline for this data set whose options are all asked for.
+    """
+    fitting = [
+        card for card in cards_of(sampler)
+        if card.dataset == dataset and card.options.items() <= dict(options).items()
+    ]  # fmt: skip
+    return max(fitting, key=lambda card: len(card.options), default=None)

@@ -230,7 +230,9 @@ def sweep(
 
 @app.command(epilog=EPILOG)
 def score(
-    path: Annotated[Path, typer.Argument(help="Folder, zip, npz (also arr_0 in NHWC) or npy of uint8 images.")],
+    path: Annotated[
+        Path, typer.Argument(help="Images: folder, zip, npz (also arr_0 in NHWC), npy of uint8. Points: npy, npz, csv.")
+    ],
     dataset: DatasetOption = "cifar10",
     protocol: ProtocolOption = "lite",
     out: OutOption = Path("results"),

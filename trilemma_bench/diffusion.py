@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trilemma_bench.errors import UsageError
+from trilemma_bench.errors import UsageError, unknown_name
 
 Spacing = Literal["leading", "trailing", "quadratic", "even"]
 
@@ -73,9 +73,13 @@ def at(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
-def linear_betas(num_steps: int = 1000, start: float = 1e-4, end: float = 0.02) -> Tensor:
-    """The linear schedule of Ho et al. 2020, section 4; float64 [num_steps]."""
-    return torch.linspace(start, end, num_steps, dtype=torch.float64)
+def linear_betas(num_steps: int = 1000, start: float = 1e-4, end: float = 0.02, power: float = 1.0) -> Tensor:
+    """The linear schedule of Ho et al. 2020, section 4; float64 [num_steps].
+
+    With another `power` p it is beta^(1/p) that rises linearly: 2 is the schedule of latent diffusion (`scaled_linear`
+    in diffusers), and larger ones leave more steps to the little noise where narrow modes are made.
+    """
+    return torch.linspace(start ** (1 / power), end ** (1 / power), num_steps, dtype=torch.float64) ** power
 
 
 def cosine_betas(num_steps: int = 1000, offset: float = 0.008, largest: float = 0.999) -> Tensor:
@@ -143,6 +147,10 @@ def ddgan_betas(num_steps: int, beta_min: float = 0.1, beta_max: float = 20.0) -
     return 1 - alpha_bar[1:] / alpha_bar[:-1]
 
 
+PREDICTIONS = ("x0", "eps", "direct")
+"""What a generator's output may stand for; see `GanChain.previous`."""
+
+
 @dataclass(frozen=True)
 class GanChain:
     """DDGAN's chain x_0 -> x_1 -> ... -> x_T, T = len(betas), where x_0 is clean.
@@ -185,3 +193,24 @@ class GanChain:
         """x_t ~ q(x_t | x_{t+1}, x_0) [N, ...]; deterministic (x_0 itself) at t = 0."""
         mean = at(self.chain.posterior_x0, t, x0) * x0 + at(self.chain.posterior_xt, t, x0) * x_next
         return mean + at(self.chain.posterior_variance.sqrt(), t, x0) * noise
+
+    def previous(self, output: Tensor, x_next: Tensor, t: Tensor, noise: Tensor, *, predict: str = "x0") -> Tensor:
+        """x_t [N, ...] from what a generator made of x_{t+1}, by the parametrisations of Xiao et al. 2022, section 5.2.
+
+        Args:
+            output: x_0, the noise in x_{t+1}, or x_t itself, as `predict` says.
+            x_next: x_{t+1}.
+            t: Transitions, int64 [N].
+            noise: N(0, I) of the posterior.
+            predict: `x0`, `eps` or `direct`.
+
+        Raises:
+            UsageError: Another word for `predict`.
+        """
+        if predict == "direct":
+            return output
+        if predict == "eps":
+            output = (x_next - at(self.noise, t + 1, output) * output) / at(self.signal, t + 1, output)
+        elif predict != "x0":
+            raise unknown_name("prediction", predict, PREDICTIONS)
+        return self.posterior_sample(output, x_next, t, noise)

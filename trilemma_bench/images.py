@@ -32,7 +32,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from trilemma_bench.errors import DataError, ProtocolError
-from trilemma_bench.kinds import Array, ImageSet, UInt8Images
+from trilemma_bench.kinds import Array, ImageSet, Shape, UInt8Images
 
 if TYPE_CHECKING:
     import torch
@@ -132,7 +132,7 @@ class ArrayImages:
             raise DataError(f"{name}: shape {list(array.shape)}; expected [N, C, H, W] with 1 or 3 channels.")
         self.array = array
         self.name = name
-        self.shape: tuple[int, int, int] = (array.shape[1], array.shape[2], array.shape[3])
+        self.shape: Shape = (array.shape[1], array.shape[2], array.shape[3])
         self.labels = None if labels is None else _checked_labels(labels, len(array), name)
 
     def __len__(self) -> int:
@@ -182,7 +182,7 @@ class FileImages:
         if not self.files:
             raise DataError(f"{self.name}: no images found. Expected files that end in {', '.join(SUFFIXES)}.")
         self.lossy = any(name.lower().endswith(LOSSY_SUFFIXES) for name in self.files)
-        self.shape = _shape(self._decode(0))
+        self.shape: Shape = _shape(self._decode(0))
         self.labels = self._json_labels() if "dataset.json" in inside else self._folder_labels()
 
     def __len__(self) -> int:
@@ -279,17 +279,21 @@ def top_folders(path: str | Path) -> set[str]:
     return set()
 
 
-def blocks(images: ImageSet, size: int = _BLOCK) -> Iterator[UInt8Images]:
-    """All images in order, `size` at a time: uint8 [<= size, C, H, W]."""
+def blocks(images: ImageSet, size: int = _BLOCK) -> Iterator[Array]:
+    """All images in order, `size` at a time: uint8 [<= size, C, H, W]; points float64 [<= size, D]."""
     for start in range(0, len(images), size):
         yield images.read(start, min(start + size, len(images)))
 
 
 def image_digests(images: ImageSet) -> list[bytes]:
-    """SHA-256 (32 bytes) of each image's raw bytes in height, width, channel order (grey: height, width)."""
+    """SHA-256 (32 bytes) of each image's raw bytes in height, width, channel order (grey: height, width).
+
+    Of a point it is that of its float64 coordinates.
+    """
     digests: list[bytes] = []
     for block in blocks(images):
-        rows = np.ascontiguousarray(block.transpose(0, 2, 3, 1)).reshape(len(block), -1)
+        rows = block if block.ndim == 2 else block.transpose(0, 2, 3, 1)
+        rows = np.ascontiguousarray(rows).reshape(len(block), -1)
         digests.extend(hashlib.sha256(row.data).digest() for row in rows)
     return digests
 

@@ -26,22 +26,46 @@ UInt8Images = npt.NDArray[np.uint8]
 # --- data -------------------------------------------------------------------------------------------------
 
 
+Shape = tuple[int, ...]
+"""(C, H, W) of an image, (D,) of a point: `len(shape)` tells them apart wherever both may come."""
+
+
+POINTS_TOLERANCE = (1e-3, 1.0)
+"""(largest difference of a coordinate, fraction that may differ at all) of finished points that are made again.
+
+Points are not rounded, so that another batch size or machine moves nearly all of their last bits.
+"""
+
+
+def is_points(shape: Shape) -> bool:
+    """Whether items of this shape are points, float64 [N, D], and not images, uint8 [N, C, H, W]."""
+    return len(shape) == 1
+
+
 @runtime_checkable
 class ImageSet(Protocol):
-    """Real or finished images that can be read by index."""
+    """Real or finished images, or points, that can be read by index."""
 
     name: str
     """Where they come from, as `<data set>:<split>` or a path."""
-    shape: tuple[int, int, int]
-    """Channels, height, width of every image."""
+    shape: Shape
+    """Channels, height, width of every image; dimensions of every point."""
     labels: npt.NDArray[np.int64] | None
     """int64 [N], or None where the images have no classes."""
 
     def __len__(self) -> int: ...
 
-    def read(self, start: int, stop: int) -> UInt8Images:
-        """Images start..stop-1 as uint8 [stop - start, C, H, W]."""
+    def read(self, start: int, stop: int) -> Array:
+        """Images start..stop-1 as uint8 [stop - start, C, H, W]; points as float64 [stop - start, D]."""
         ...
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Equal Gaussians with centres float64 [K, D] and one standard deviation in every direction."""
+
+    centres: npt.NDArray[np.float64]
+    sigma: float
 
 
 @dataclass(frozen=True)
@@ -53,13 +77,17 @@ class Dataset:
     """
 
     name: str
-    shape: tuple[int, int, int]
+    shape: Shape
     splits: tuple[str, ...]
     open: Callable[..., ImageSet]
     """open(split: str, root: Path | None = None) -> ImageSet; raises DataError."""
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     num_classes: int | None = None
     citation: str = ""
+    scale: float = 1.0
+    """Points x are x / scale in the networks' range [-1, 1]; images have the grey levels' own rule."""
+    mixture: Mixture | None = None
+    """Set where the distribution is known in closed form, for the networks of `exact:`."""
 
 
 # --- features ---------------------------------------------------------------------------------------------
@@ -75,7 +103,7 @@ class Extractor(Protocol):
     """Whether the weights have the published digest."""
     batch_size: int
 
-    def extract(self, images: UInt8Images) -> dict[str, npt.NDArray[np.float32]]:
+    def extract(self, images: Array) -> dict[str, npt.NDArray[np.float32]]:
         """uint8 [N, C, H, W] -> {layer: float32 [N, D]}; grey images are repeated to three channels."""
         ...
 
@@ -164,10 +192,11 @@ class Sampler(Protocol):
     """
 
     name: str
-    image_shape: tuple[int, int, int]
+    image_shape: Shape
+    """(C, H, W), or (D,) for points."""
 
     def sample(self, seeds: torch.Tensor) -> torch.Tensor:
-        """int64 [N] -> uint8 [N, C, H, W]; image i depends on seeds[i] alone."""
+        """int64 [N] -> uint8 [N, C, H, W], or points float64 [N, D]; item i depends on seeds[i] alone."""
         ...
 
 
@@ -196,7 +225,7 @@ class SamplerKind:
         load: load(path) -> Weights: reads the formats of the field for this family, from a path given by the user.
         baseline: Folder under `baselines/` whose weights serve when none are named; None where none ship.
         tolerance: (largest grey-level difference, fraction of values that may differ at all) measured between
-            micro-batch sizes and machines.
+            micro-batch sizes and machines, for images; points have `POINTS_TOLERANCE`.
     """
 
     name: str

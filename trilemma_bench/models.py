@@ -1,7 +1,11 @@
 """From what a user types after `--models` to a sampler that draws.
 
-`ddpm` · `ddim:steps=20,eta=0` · `ddgan@path/netG_1200.pth` · `real:split=test` · `untrained:ddgan` ·
+`ddpm` · `ddim:steps=20,eta=0` · `ddgan@path/netG_1200.pth` · `real:split=test` · `untrained:ddgan` · `exact:ddim` ·
 `package.module:factory` (found on the Python path or in the current folder).
+
+Beside the options of a sampler there are those of its weights: `train_seed=2` takes one of the networks that were
+trained alike from several seeds (without it, all of them are measured), and what the cards of its baselines name
+tells these apart.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +28,16 @@ import torch
 from pydantic import ValidationError
 
 from trilemma_bench import registry
-from trilemma_bench.cards import load_card
+from trilemma_bench.cards import cards_of, find_card, load_card
 from trilemma_bench.errors import UsageError, WeightsError, unknown_name
-from trilemma_bench.kinds import Sampler, SamplerKind, Weights
-from trilemma_bench.samplers._helpers import untrained, weights_digest
+from trilemma_bench.kinds import Dataset, Sampler, SamplerKind, Shape, Weights, is_points
+from trilemma_bench.nets import mlp
+from trilemma_bench.samplers._helpers import make_weights, untrained, weights_digest
 from trilemma_bench.spec import RunSpec, SamplerSpec, digest
 
 EXACT = (0, 0.0)
+TRAIN_SEED = "train_seed"
+MAX_TRAIN_SEEDS = 100
 
 
 def parse_models(text: str) -> list[SamplerSpec]:
@@ -65,18 +72,18 @@ def parse_model(text: str) -> SamplerSpec:
         if unknown:
             raise unknown_name("option of real", sorted(unknown)[0], ["split"])
         return SamplerSpec(name="real", options={"split": options.get("split", "test")}, kind="real")
-    if head == "untrained":
+    if head in ("untrained", "exact"):
         inner = parse_model(rest)
-        if inner.kind != "builtin" or weights:
-            raise UsageError(f"{text}: untrained takes a built-in model without weights, such as untrained:ddgan.")
-        return inner.model_copy(update={"kind": "untrained"})
+        if inner.kind != "builtin" or weights or TRAIN_SEED in inner.options:
+            raise UsageError(f"{text}: {head} takes a built-in model without weights, such as {head}:ddgan.")
+        return inner.model_copy(update={"kind": head})
     if head in registry.names("sampler"):
         kind: SamplerKind = registry.get("sampler", head)
         checked = _check_options(kind, _options(rest, text))
         return SamplerSpec(name=head, options=checked, weights=weights or None)
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", body) and not weights:
         return SamplerSpec(name=body, kind="external")
-    raise unknown_name("model", head, [*registry.names("sampler"), "real", "untrained", "module:factory"])
+    raise unknown_name("model", head, [*registry.names("sampler"), "real", "untrained", "exact", "module:factory"])
 
 
 def _options(text: str, whole: str) -> dict[str, str]:
@@ -92,18 +99,36 @@ def _options(text: str, whole: str) -> dict[str, str]:
 
 
 def _check_options(kind: SamplerKind, given: dict[str, str]) -> dict[str, Any]:
-    """The given options in their true types, in the order of the model."""
+    """The given options in their true types, those of the sampler in its own order, then those of the weights."""
     known = kind.options.model_fields
+    of_weights = _weights_options(kind)
     for key in given:
-        if key not in known:
-            raise unknown_name(f"option of {kind.name}", key, known)
+        if key not in known and key not in of_weights:
+            raise unknown_name(f"option of {kind.name}", key, [*known, *of_weights])
+    chosen: dict[str, Any] = {}
+    for key, value in given.items():
+        if key in of_weights:
+            if value not in of_weights[key]:
+                listed = ", ".join(of_weights[key])
+                raise UsageError(f"{kind.name}: option {key}={value}: there are weights for {listed}.")
+            chosen[key] = of_weights[key][value]
     try:
-        options = kind.options.model_validate(given)
+        options = kind.options.model_validate({key: value for key, value in given.items() if key in known})
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         raise UsageError(f"{kind.name}: option {name}={first['input']}: {first['msg']}.") from error
     found: dict[str, Any] = options.model_dump(mode="json", exclude_unset=True)
+    return {**found, **chosen}
+
+
+def _weights_options(kind: SamplerKind) -> dict[str, dict[str, Any]]:
+    """Options of the weights that ship for a sampler, but those that are the sampler's too: {name: {text: value}}."""
+    found: dict[str, dict[str, Any]] = {TRAIN_SEED: {str(seed): seed for seed in range(MAX_TRAIN_SEEDS)}}
+    for card in cards_of(kind.baseline) if kind.baseline else ():
+        for key, value in card.options.items():
+            if key not in kind.options.model_fields:
+                found.setdefault(key, {})[str(value)] = value
     return found
 
 
@@ -125,7 +150,7 @@ class OpenModel:
     """
 
     sampler: Sampler
-    image_shape: tuple[int, int, int]
+    image_shape: Shape
     family: str
     samples_key: str
     weights: Weights | None
@@ -149,8 +174,12 @@ def open_model(spec: RunSpec) -> OpenModel:
     if spec.sampler.kind == "external":
         return _open_external(spec, start)
     kind: SamplerKind = registry.get("sampler", spec.sampler.name)
-    weights, shipped = _weights(kind, spec.sampler)
-    options = kind.options.model_validate(spec.sampler.options)
+    weights, shipped = _weights(kind, spec)
+    given = spec.sampler.options
+    options = kind.options.model_validate({k: v for k, v in given.items() if k in kind.options.model_fields})
+    if mlp.members(weights.config) > 1 or TRAIN_SEED in given:
+        # Without a seed this is the first of them: what is asked of all alike, such as a timing, is asked of it.
+        weights = of_train_seed(weights, int(given.get(TRAIN_SEED, 0)))
 
     def make(micro_batch: int | None) -> Any:
         return kind.build(
@@ -168,7 +197,7 @@ def open_model(spec: RunSpec) -> OpenModel:
     return OpenModel(
         sampler=sampler,
         image_shape=sampler.image_shape,
-        family="untrained" if spec.sampler.kind == "untrained" else kind.family,
+        family=spec.sampler.kind if spec.sampler.kind in ("untrained", "exact") else kind.family,
         samples_key=key,
         weights=weights,
         shipped=shipped,
@@ -187,13 +216,52 @@ def _check_device(device: str) -> None:
         raise UsageError(f"--device {device}: {str(error).splitlines()[0]} Use --device cpu.") from error
 
 
-def _weights(kind: SamplerKind, spec: SamplerSpec) -> tuple[Weights, Path | None]:
+def train_seeds(spec: RunSpec) -> tuple[int, ...]:
+    """The training seeds of the networks that a run without `train_seed` measures; () where there is one network."""
+    if spec.sampler.kind != "builtin" or TRAIN_SEED in spec.sampler.options:
+        return ()
+    kind: SamplerKind = registry.get("sampler", spec.sampler.name)
+    count = mlp.members(_weights(kind, spec)[0].config)
+    return tuple(range(count)) if count > 1 else ()
+
+
+def of_train_seed(weights: Weights, index: int) -> Weights:
+    """The network that was trained from seed `index`, of those that these weights hold together.
+
+    Raises:
+        UsageError: There are not so many.
+    """
+    count = mlp.members(weights.config)
+    if index >= count:
+        raise UsageError(f"{weights.source}: {TRAIN_SEED}={index}; there are the training seeds 0..{count - 1}.")
+    config = mlp.single(weights.config)
+    if weights.tensors is None:
+        return untrained(config, weights.seed)
+    return make_weights(mlp.member(weights.tensors, index), config, f"{weights.source}, training seed {index}")
+
+
+def _exact(config: Mapping[str, Any], dataset: Dataset) -> Weights:
+    """No weights: the mixture of a data set, in the units and with the chain of the networks that were trained on it.
+
+    Raises:
+        UsageError: The distribution of the data set is not known in closed form.
+    """
+    if dataset.mixture is None:
+        raise UsageError(f"exact: the distribution of {dataset.name} is not known in closed form. Use gaussians25.")
+    chain = {key: value for key, value in config.items() if key not in mlp.PARTS}
+    scale = float(config.get("scale", dataset.scale))
+    mixture = {"centres": (dataset.mixture.centres / scale).tolist(), "sigma": dataset.mixture.sigma / scale}
+    return make_weights({}, {**chain, "scale": scale, "mixture": mixture}, f"exact, {dataset.name}")
+
+
+def _weights(kind: SamplerKind, run: RunSpec) -> tuple[Weights, Path | None]:
     """Weights from the path that the user gave, or of the baseline, with the folder of its finished shards."""
+    spec = run.sampler
     if spec.weights:
         return kind.load(Path(spec.weights).expanduser()), None
     if kind.baseline is None:
         raise WeightsError(f"no weights of {kind.name} ship. Name a file or folder: {kind.name}@PATH.")
-    card, folder = load_card(kind.baseline)
+    card, folder = load_card(_baseline(kind, kind.baseline, run))
     path = folder / card.weights
     if not path.is_file():
         raise WeightsError(f"{path}: no such file, though the card names it. Install the package again.")
@@ -208,7 +276,30 @@ def _weights(kind: SamplerKind, spec: SamplerSpec) -> tuple[Weights, Path | None
     samples = folder / "samples"
     if spec.kind == "untrained":
         weights = untrained(weights.config)
+    elif spec.kind == "exact":
+        return _exact(weights.config, registry.get("dataset", run.protocol.dataset)), None
     return weights, samples if samples.is_dir() else None
+
+
+def _baseline(kind: SamplerKind, baseline: str, run: RunSpec) -> str:
+    """Name of the baseline for this data set and these options; images of unknown sets have the one of CIFAR-10.
+
+    Raises:
+        WeightsError: There is none.
+    """
+    options, dataset = run.sampler.options, run.protocol.dataset
+    found = find_card(baseline, dataset, options)
+    if found is None and not is_points(run.protocol.image_shape):
+        found = find_card(baseline, "cifar10", options)
+    if found is None:
+        raise WeightsError(
+            f"{kind.name} has no baseline for {dataset}. Train one (`trilemma-bench train {baseline} --dataset "
+            f"{dataset}`) and name its weights: {kind.name}@PATH."
+        )
+    chosen = {key: value for key, value in options.items() if key in _weights_options(kind) and key != TRAIN_SEED}
+    if not chosen.items() <= found.options.items():
+        raise WeightsError(f"{kind.name} has no weights for {chosen} on {dataset}. Leave out one of these options.")
+    return found.name
 
 
 # --- weights of other programs ----------------------------------------------------------------------------
@@ -221,7 +312,7 @@ class Imported:
     path: Path
     digest: str
     parameters: int
-    image_shape: tuple[int, int, int]
+    image_shape: Shape
 
 
 def import_weights(name: str, source: Path, out: Path) -> Imported:
@@ -277,11 +368,13 @@ def adopt(sampler: Any, label: str, *, start: float | None = None, batch_size: i
         if not hasattr(sampler, member):
             raise UsageError(
                 f"{label}: {type(sampler).__name__} has no `{member}`. A sampler needs `name`, `image_shape` "
-                "(C, H, W) and `sample(seeds)` -> uint8 [N, C, H, W]."
+                "(C, H, W) and `sample(seeds)` -> uint8 [N, C, H, W]; for points (D,) and float64 [N, D]."
             )
     shape = tuple(int(n) for n in sampler.image_shape)
-    if len(shape) != 3 or shape[0] not in (1, 3):
-        raise UsageError(f"{label}: image_shape must be (C, H, W) with C = 1 or 3; got {sampler.image_shape}.")
+    if not is_points(shape) and (len(shape) != 3 or shape[0] not in (1, 3)):
+        raise UsageError(
+            f"{label}: image_shape must be (C, H, W) with C = 1 or 3, or (D,) for points; got {sampler.image_shape}."
+        )
     micro_batch = int(batch_size or getattr(sampler, "micro_batch", None) or 100)
     identity = getattr(sampler, "identity", None)
     key = digest(

@@ -8,8 +8,8 @@ Records that differ in the seed alone are one row: the mean of their scores, wit
 seeds. The rows of the column that sorts a table have ranks: a range for each, from comparisons of all pairs
 (`stats.rank_ranges`), so that models which cannot be told apart share ranks.
 
-Rows whose family or kind of sampler is in `UNRANKED` (real images, untrained networks) are shown as ceiling and
-floor: they are neither sorted among the models nor ever best.
+Rows whose family or kind of sampler is in `UNRANKED` (real images, exact and untrained networks) are shown as ceiling
+and floor: they are neither sorted among the models nor ever best.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from trilemma_bench.stats import Estimate, pool, rank_ranges
 if TYPE_CHECKING:
     import pandas
 
-UNRANKED = frozenset({"real", "untrained"})
+UNRANKED = frozenset({"real", "exact", "untrained"})
 AXES: tuple[Axis, ...] = ("quality", "coverage", "speed")
 
 Flat = dict[str, "str | int | float | bool | None"]
@@ -253,12 +253,12 @@ def _speed_columns(records: Sequence[ResultRecord], machines: Sequence[Machine])
 
 
 def _uncertainties(records: Iterable[ResultRecord]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    found: dict[str, dict[str, None]] = {}
     for record in records:
         for item in record.scores:
             if item.score.interval is not None and item.score.uncertainty:
-                found.setdefault(item.kind.name, item.score.uncertainty)
-    return found
+                found.setdefault(item.kind.name, {})[item.score.uncertainty] = None
+    return {name: ", or ".join(texts) for name, texts in found.items()}
 
 
 # --- cells ------------------------------------------------------------------------------------------------

@@ -46,6 +46,8 @@ class Score(Frozen):
     replicates: tuple[float, ...] | None = None
     """The score without each of several groups of samples, the same groups for every model in a column: what a
     comparison of two models pairs (delete-a-group jackknife)."""
+    per_seed: tuple[float, ...] = ()
+    """Where `value` is a mean over networks that were trained alike from several seeds: theirs, in order."""
 
     @model_validator(mode="after")
     def _value_or_failure(self) -> Score:

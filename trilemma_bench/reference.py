@@ -47,6 +47,7 @@ MAX_DIMENSIONS = 16_384
 
 _READ = 250
 """Images that are read at once, about."""
+_FEW_COLUMNS = 8
 _ARRAYS = ("features", "logits", "components", "centre", "train_sketch", "held_out_sketch")
 
 
@@ -431,8 +432,8 @@ def _sketch(features: Array, centre: Float32, components: Float32) -> Float32:
 
 
 def _rounded(array: Float32) -> Float32:
-    """Rounded to float16 where its range allows."""
-    if np.abs(array).max(initial=0) > np.finfo(np.float16).max:
+    """Rounded to float16 where its range allows; features of a few columns, such as points, stay as they are."""
+    if array.shape[1] < _FEW_COLUMNS or np.abs(array).max(initial=0) > np.finfo(np.float16).max:
         return array
     return array.astype(np.float16).astype(np.float32)
 

@@ -127,7 +127,7 @@ def notes(table: Table) -> list[str]:
         "↑ higher is better, ↓ lower is better; the best value of a column is in bold.",
     ]
     if not all(row.ranked for row in table.rows):
-        lines.append("Real images and untrained networks are the ceiling and the floor: shown last and not ranked.")
+        lines.append("Real images, exact and untrained networks are the ceiling and the floor: shown last, not ranked.")
     cells = [cell for row in table.rows for cell in row.cells]
     if any(cell.extrapolated for cell in cells):
         lines.append(f"{EXTRAPOLATED} extrapolated: network evaluations timed in place, times the counted NFE.")

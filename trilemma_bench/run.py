@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -32,17 +32,31 @@ from trilemma_bench import registry, speed
 from trilemma_bench.errors import DataError, ProtocolError, UsageError, WeightsError, unknown_name
 from trilemma_bench.fetch import file_sha256
 from trilemma_bench.images import fingerprint, open_images
-from trilemma_bench.kinds import Dataset, Extractor, ExtractorKind, ImageSet, Metric, Reference, Sampler
-from trilemma_bench.models import OpenModel, adopt, open_model, parse_model
+from trilemma_bench.kinds import (
+    POINTS_TOLERANCE,
+    Array,
+    Dataset,
+    Extractor,
+    ExtractorKind,
+    ImageSet,
+    Metric,
+    Reference,
+    Sampler,
+    Shape,
+    is_points,
+)
+from trilemma_bench.models import TRAIN_SEED, OpenModel, adopt, open_model, parse_model, train_seeds
+from trilemma_bench.points import open_points
 from trilemma_bench.record import Hardware, Provenance, ResultRecord, Score, ScoredMetric, Speed
 from trilemma_bench.spec import Protocol, RunSpec, SamplerSpec, ScoreSpec, digest, load_protocol
+from trilemma_bench.stats import mean_stderr, symmetric_interval
 from trilemma_bench.store import FeatureStore, SampleShards, Shard, cache_folder, write_atomic
 
 Report = Callable[[str, int, int], None]
 """report(what is done, how much of it, of how much)"""
 
-CHUNK = 100
-"""Images that are read and whose features are kept together, where they come from files."""
+CHUNK, CHUNK_OF_POINTS = 100, 2000
+"""Images, points that are read and whose features are kept together, where they come from files."""
 HANDFUL = 4
 """Images of finished shards that are made again in each run."""
 
@@ -238,6 +252,9 @@ def evaluate_spec(
     started = time.perf_counter()
     spec = _with_statistics(spec, settings)
     source = _source(spec, data, settings, model, images)
+    trained = [] if model is not None or images is not None else _each_training_seed(spec, settings)
+    if trained:
+        source.key = digest([each.key for each in trained])
     path = None if settings.out is None else _record_path(spec, source, settings.out)
     wanted = _available_scores(spec.protocol, settings)
     finished = _finished(path, wanted, settings) if path is not None else None
@@ -247,7 +264,7 @@ def evaluate_spec(
         timings = (*finished.speed.timings, *_speed(source, spec, settings, nfe=finished.speed.nfe).timings)
         record = finished.model_copy(update={"speed": finished.speed.model_copy(update={"timings": timings})})
     else:
-        record = _measure(spec, data, settings, source, wanted, started)
+        record = _measure(spec, data, settings, source, wanted, started, trained)
     if path is not None and settings.out is not None:
         write_atomic(path, record.dumps().encode())
         failure_path(settings.out, spec).unlink(missing_ok=True)
@@ -264,31 +281,71 @@ def _with_statistics(spec: RunSpec, settings: Settings) -> RunSpec:
     return spec.model_copy(update={"protocol": spec.protocol.model_copy(update={"name": name})})
 
 
+def _each_training_seed(spec: RunSpec, settings: Settings) -> list[_Source]:
+    """A source for each network of a model that was trained alike from several seeds; none where it is one network."""
+    found = []
+    for seed in train_seeds(spec):
+        sampler = spec.sampler.model_copy(update={"options": {**spec.sampler.options, TRAIN_SEED: seed}})
+        one = spec.model_copy(update={"sampler": sampler})
+        found.append(_model_source(open_model(one), one, settings))
+    return found
+
+
 def _measure(
-    spec: RunSpec, data: Data, settings: Settings, source: _Source, wanted: list[ScoreSpec], started: float
+    spec: RunSpec,
+    data: Data,
+    settings: Settings,
+    source: _Source,
+    wanted: list[ScoreSpec],
+    started: float,
+    trained: list[_Source],
 ) -> ResultRecord:
-    cost_free = _without_speed(spec, data, settings, source, wanted, started)
+    cost_free = _without_speed(spec, data, settings, source, wanted, started, trained)
     if source.model is None:
         return cost_free
     return cost_free.model_copy(update={"speed": _speed(source, spec, settings, nfe=source.nfe)})
 
 
 def _without_speed(
-    spec: RunSpec, data: Data, settings: Settings, source: _Source, wanted: list[ScoreSpec], started: float
+    spec: RunSpec,
+    data: Data,
+    settings: Settings,
+    source: _Source,
+    wanted: list[ScoreSpec],
+    started: float,
+    trained: list[_Source],
 ) -> ResultRecord:
     """The record but for what sampling costs."""
     protocol = spec.protocol
     if tuple(source.shape) != tuple(protocol.image_shape):
         raise ProtocolError(
-            f"{source.label} makes images of {list(source.shape)}; {protocol.name} needs {list(protocol.image_shape)}. "
+            f"{source.label} makes {_what(source.shape)} of {list(source.shape)}; {protocol.name} needs "
+            f"{_what(protocol.image_shape)} of {list(protocol.image_shape)}. "
             "Resize them before (no protocol resizes silently), or name another data set."
         )
     extractors = {name: Extraction(name, settings, spec.device) for name in _names(wanted)}
-    features = _features(source, protocol, extractors, settings)
-    real = {name: find_reference(protocol, data, found.extractor, settings) for name, found in extractors.items()}
-    scores = []
-    for score in wanted:
-        scores += _score(score, protocol, extractors[score.extractor], real[score.extractor], features[score.extractor])
+    real: dict[str, Reference] = {}
+    found = []
+    for each in trained or [source]:
+        features = _features(each, protocol, extractors, settings)
+        # After the features, so that images which cannot be used are refused before a long reference is made.
+        real = real or {
+            name: find_reference(protocol, data, item.extractor, settings) for name, item in extractors.items()
+        }
+        found.append(
+            [
+                item
+                for score in wanted
+                for item in _score(
+                    score, protocol, extractors[score.extractor], real[score.extractor], features[score.extractor]
+                )
+            ]
+        )
+    scores = found[0] if not trained else [_over_training_seeds(items) for items in zip(*found, strict=True)]
+    if trained:
+        source.nfe, source.notes = trained[0].nfe, [note for each in trained for note in each.notes]
+        source.gradient_evaluations = trained[0].gradient_evaluations
+        source.digest, source.store = digest([each.digest for each in trained]), {"training_seeds": len(trained)}
     return ResultRecord(
         model=source.label,
         family=source.family,
@@ -312,15 +369,18 @@ def recompute(record: ResultRecord, data: Data, settings: Settings) -> ResultRec
     if record.family in ("images", "external"):
         return "the record does not say where its images or its sampler are"
     source = _source(spec, data, settings, None, None)
+    trained = _each_training_seed(spec, settings)
+    if trained:
+        source.key = digest([each.key for each in trained])
     if source.key != record.samples_key:
         return f"other weights or options: the samples key is now {source.key[:12]}, was {record.samples_key[:12]}"
-    if source.model is not None:
-        model = source.model
+    missing = 0
+    for model in [each.model for each in trained or [source] if each.model is not None]:
         shards = SampleShards(settings.cache_folder, model.samples_key, spec.seed, model.micro_batch, model.shipped)
-        missing = [index for index in shards.indices(spec.protocol.num_generated) if shards.read(index) is None]
-        if missing:
-            return f"{len(missing)} shards of its samples are not in the cache; `trilemma-bench run` makes them"
-    return _without_speed(spec, data, settings, source, _available_scores(spec.protocol, settings), started)
+        missing += sum(shards.read(index) is None for index in shards.indices(spec.protocol.num_generated))
+    if missing:
+        return f"{missing} shards of its samples are not in the cache; `trilemma-bench run` makes them"
+    return _without_speed(spec, data, settings, source, _available_scores(spec.protocol, settings), started, trained)
 
 
 def images_of(spec: RunSpec, data: Data, settings: Settings) -> tuple[str, npt.NDArray[np.uint8]]:
@@ -334,6 +394,24 @@ def images_of(spec: RunSpec, data: Data, settings: Settings) -> tuple[str, npt.N
             f"{list(spec.protocol.image_shape)}."
         )
     return source.label, found
+
+
+def _over_training_seeds(items: Sequence[ScoredMetric]) -> ScoredMetric:
+    """One score of networks that were trained alike: their mean, with a t interval over the training seeds."""
+    values = [item.score.value for item in items]
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        first = values.index(None)
+        score = Score.failed(
+            f"{len(values) - len(known)} of {len(values)} training seeds: {items[first].score.failure}"
+        )
+    else:
+        mean, stderr = float(np.mean(known)), mean_stderr(known)
+        score = Score(
+            value=mean, stderr=stderr, interval=symmetric_interval(mean, stderr, dof=len(known) - 1),
+            uncertainty=f"t interval over {len(known)} training seeds", n=items[0].score.n, per_seed=tuple(known),
+        )  # fmt: skip
+    return items[0].model_copy(update={"score": score})
 
 
 def failure_record(spec: RunSpec, error: BaseException) -> ResultRecord:
@@ -384,9 +462,9 @@ class _Source:
     label: str
     family: str
     key: str
-    shape: tuple[int, int, int]
-    chunks: Callable[[int, Report], Iterator[npt.NDArray[np.uint8]]]
-    """chunks(count, report): uint8 [n, C, H, W] each, at least `count` images in all, always cut alike."""
+    shape: Shape
+    chunks: Callable[[int, Report], Iterator[Array]]
+    """chunks(count, report): uint8 [n, C, H, W] or points [n, D] each, at least `count` in all, always cut alike."""
     model: OpenModel | None = None
     nfe: float | None = None
     gradient_evaluations: float | None = None
@@ -415,17 +493,23 @@ def _image_source(images: ImageSet, spec: RunSpec, *, label: str, family: str) -
     rng = np.random.Generator(np.random.Philox(key=np.array([spec.seed, 0], np.uint64)))
     chosen = np.sort(rng.permutation(len(images))[:count])
 
-    def chunks(count: int, report: Report) -> Iterator[npt.NDArray[np.uint8]]:
-        for start in range(0, count, CHUNK):
-            part = chosen[start : start + CHUNK]
+    size = CHUNK_OF_POINTS if is_points(images.shape) else CHUNK
+
+    def chunks(count: int, report: Report) -> Iterator[Array]:
+        for start in range(0, count, size):
+            part = chosen[start : start + size]
             yield np.concatenate([images.read(int(i), int(i) + 1) for i in part])
-            report(f"reading {label}", min(start + CHUNK, count), count)
+            report(f"reading {label}", min(start + size, count), count)
 
     key = digest(["images", fingerprint(images), count, spec.seed])
     source = _Source(label, family, key, images.shape, chunks)
     if len(images) > count:
-        source.notes.append(f"{count} of {len(images)} images, chosen by seed {spec.seed}")
+        source.notes.append(f"{count} of {len(images)} {_what(images.shape)}, chosen by seed {spec.seed}")
     return source
+
+
+def _what(shape: Shape) -> str:
+    return "points" if is_points(shape) else "images"
 
 
 def _model_source(model: OpenModel, spec: RunSpec, settings: Settings) -> _Source:
@@ -433,7 +517,7 @@ def _model_source(model: OpenModel, spec: RunSpec, settings: Settings) -> _Sourc
     label = str(spec.sampler) if spec.sampler.kind != "external" else str(model.sampler.name)
     source = _Source(label, model.family, model.samples_key, model.image_shape, lambda *_: iter(()), model=model)
 
-    def chunks(count: int, report: Report) -> Iterator[npt.NDArray[np.uint8]]:
+    def chunks(count: int, report: Report) -> Iterator[Array]:
         usable = _usable_shards(shards, model, source, count, settings)
         counts = {"generated": 0, "cached": 0, "shipped": 0}
         shards_seen = []
@@ -471,14 +555,15 @@ def _draw(model: OpenModel, shards: SampleShards, index: int) -> Shard:
     return shard
 
 
-def _checked_images(sampler: Sampler, seeds: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+def _checked_images(sampler: Sampler, seeds: npt.NDArray[np.int64]) -> Array:
     found: Any = sampler.sample(torch.from_numpy(seeds))
     images = found.detach().cpu().numpy() if isinstance(found, torch.Tensor) else np.asarray(found)
     expected = (len(seeds), *sampler.image_shape)
-    if images.dtype != np.uint8 or images.shape != expected:
+    points = is_points(sampler.image_shape)
+    if images.dtype != (np.float64 if points else np.uint8) or images.shape != expected:
+        wanted = f"float64 {list(expected)} (N, D)" if points else f"uint8 {list(expected)} (N, C, H, W)"
         raise ProtocolError(
-            f"{sampler.name}: sample(seeds) must return uint8 {list(expected)} (N, C, H, W); "
-            f"got {images.dtype} {list(images.shape)}."
+            f"{sampler.name}: sample(seeds) must return {wanted}; got {images.dtype} {list(images.shape)}."
         )
     return np.ascontiguousarray(images)
 
@@ -507,7 +592,7 @@ def _usable_shards(
         return shards
     source.notes.append(
         f"finished images were set aside: {check['differing']:.2%} of the values of {len(check['seeds'])} images "
-        f"made again differ, by up to {check['largest']} grey levels"
+        f"made again differ, by up to {check['largest']}{'' if is_points(source.shape) else ' grey levels'}"
     )
     if not model.trusted:
         shards.drop()
@@ -520,12 +605,15 @@ def _remake_handful(shards: list[Shard], model: OpenModel) -> dict[str, Any]:
     seeds = np.concatenate([shard.seeds for shard in shards])
     rows = np.sort(rng.permutation(len(images))[:HANDFUL])
     again = _checked_images(model.remake(len(rows)), seeds[rows])
-    distance = np.abs(again.astype(np.int16) - images[rows])
-    largest, differing = int(distance.max()), float((distance > 0).mean())
+    points = is_points(model.image_shape)
+    distance = np.abs(again.astype(np.float64) - images[rows])
+    largest, differing = distance.max().item(), float((distance > 0).mean())
+    largest = largest if points else int(largest)
+    tolerance = POINTS_TOLERANCE if points else model.tolerance
     return {
         "seeds": [int(seed) for seed in seeds[rows]], "largest": largest, "differing": differing,
-        "tolerance": list(model.tolerance),
-        "agrees": largest <= model.tolerance[0] and differing <= model.tolerance[1],
+        "tolerance": list(tolerance),
+        "agrees": largest <= tolerance[0] and differing <= tolerance[1],
     }  # fmt: skip
 
 
@@ -569,7 +657,7 @@ class Extraction:
         )
         self._store = FeatureStore(settings.cache_folder, digest([self.extractor.identity, device.split(":")[0]]))
 
-    def of(self, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
+    def of(self, images: Array) -> dict[str, npt.NDArray[np.float32]]:
         """{layer: float32 [N, D]}, from the store where they are there."""
         key = Shard(images, np.empty(0, np.int64), None).digest
         found = self._store.read(key)
@@ -778,12 +866,12 @@ def _commit() -> tuple[str | None, bool | None]:
 def score_images(
     path: Path, spec: RunSpec, data: Data, settings: Settings, *, layout: str | None = None
 ) -> ResultRecord:
-    """Measure images that exist already: quality and coverage, no speed.
+    """Measure images, or points, that exist already: quality and coverage, no speed.
 
     Raises:
         DataError: Images that cannot be read as stated.
     """
-    images = open_images(path, layout)
+    images = open_points(path) if is_points(spec.protocol.image_shape) else open_images(path, layout)
     if len(images) == 0:
         raise UsageError(f"{path}: holds no images.")
     return evaluate_spec(spec, data, settings, images=images)

@@ -87,7 +87,8 @@ class Protocol(Frozen):
     name: str
     title: str
     dataset: str
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
+    """(C, H, W), or (D,) for points."""
     num_generated: int = Field(ge=2)
     rng_seed: int = 0
     """Seeds the generator that a metric draws subsets and resamples from."""
@@ -125,10 +126,10 @@ class SamplerSpec(Frozen):
     name: str
     options: dict[str, Option] = {}
     weights: str | None = None
-    kind: Literal["builtin", "untrained", "real", "external"] = "builtin"
+    kind: Literal["builtin", "untrained", "exact", "real", "external"] = "builtin"
 
     def __str__(self) -> str:
-        prefix = f"{self.kind}:" if self.kind in ("untrained", "real") else ""
+        prefix = f"{self.kind}:" if self.kind in ("untrained", "exact", "real") else ""
         name = "" if self.kind == "real" else self.name
         options = ",".join(f"{key}={_plain(value)}" for key, value in self.options.items())
         text = prefix + name + (":" if options and name else "") + options
@@ -172,12 +173,14 @@ def load_protocol(name: str, *, dataset: str | None = None) -> Protocol:
         return _parse_protocol(path.read_text(), source=name)
     known = protocol_names()
     if name not in known and dataset is not None:
-        versions = [item for item in known if item.startswith(f"{dataset}-{name}-v")]
+        # A data set with one kind of protocol needs no name for it: gaussians25-v1.
+        starts = [f"{dataset}-{name}-v", *([f"{dataset}-v"] if name == "lite" else [])]
+        versions = next((found for start in starts if (found := [k for k in known if k.startswith(start)])), [])
         if versions:
             name = max(versions, key=lambda item: int(item.rsplit("-v", 1)[1]))
-    short = sorted({item.split("-")[1] for item in known})
+    short = sorted({item.split("-")[1] for item in known if item.count("-") > 1})
     if name in short:
-        having = sorted({item.split("-")[0] for item in known if item.split("-")[1] == name})
+        having = sorted({item.split("-")[0] for item in known if f"-{name}-v" in item})
         raise ProtocolError(
             f"{dataset} has no protocol {name!r}; {', '.join(having)} have. Write one as a TOML file and give its "
             "path, or give the images as a folder."

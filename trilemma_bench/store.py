@@ -67,12 +67,12 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 @dataclass(frozen=True)
 class Shard:
-    """Images of consecutive seeds: `images` uint8 [n, C, H, W].
+    """Images of consecutive seeds: `images` uint8 [n, C, H, W], or points float64 [n, D].
 
     `nfe` and `gradient_evaluations` are counted per image, None where not observed.
     """
 
-    images: npt.NDArray[np.uint8]
+    images: npt.NDArray[Any]
     seeds: npt.NDArray[np.int64]
     nfe: float | None
     gradient_evaluations: float | None = None

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
+from scipy.spatial import cKDTree
 
 from trilemma_bench.errors import ProtocolError
 from trilemma_bench.kinds import Array, Reference
@@ -20,6 +21,8 @@ Bool = npt.NDArray[np.bool_]
 Int64 = npt.NDArray[np.int64]
 
 TILE = 2048
+TREE_COLUMNS = 3
+"""Features of at most so many columns, such as points in the plane, have their neighbours found by a tree."""
 TIE = 1e-12
 GROUPS = 20
 """Groups of the delete-a-group jackknife."""
@@ -157,6 +160,8 @@ def nearest(
         float64 [N, G, k], ascending along k, not below 0 unless `slack` is; infinite where a group has fewer.
     """
     groups = np.zeros(len(others), dtype=np.int64) if labels is None else labels
+    if points.shape[1] <= TREE_COLUMNS:
+        return _nearest_by_tree(points, others, k=k, groups=groups, itself=itself, slack=slack)
     best = np.full((len(points), int(groups.max()) + 1, k), np.inf)
     for rows, columns, distances in tiles(points, others, slack=slack, half=itself):
         if itself and rows == columns:
@@ -166,6 +171,27 @@ def nearest(
         _keep_nearest(best[rows], distances, groups[columns])
         if itself and rows != columns:
             _keep_nearest(best[columns], distances.T, groups[rows])
+    return np.sort(best, axis=2)
+
+
+def _nearest_by_tree(points: Array, others: Array, *, k: int, groups: Int64, itself: bool, slack: float) -> Float64:
+    """`nearest` by a tree for each group: distances come from differences, so that nothing cancels."""
+    centre = others.mean(axis=0, dtype=np.float64)
+    x, y = points - centre, others - centre
+    norms = [slack * np.einsum("nd,nd->n", side, side) for side in (x, y)]
+    best = np.full((len(points), int(groups.max()) + 1, k), np.inf)
+    for group in range(best.shape[1]):
+        members = np.flatnonzero(groups == group)
+        if not len(members):
+            continue
+        wanted = min(k + itself, len(members))
+        distances, places = cKDTree(y[members]).query(x, k=list(range(1, wanted + 1)))
+        found = members[places]
+        distances = np.square(distances) + norms[0][:, None] + norms[1][found]
+        if itself:
+            distances[found == np.arange(len(points))[:, None]] = np.inf
+            distances.sort(axis=1)
+        best[:, group, : min(k, wanted)] = distances[:, :k]
     return np.sort(best, axis=2)
 
 

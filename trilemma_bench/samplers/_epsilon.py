@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trilemma_bench.diffusion import Chain, linear_betas
 from trilemma_bench.errors import WeightsError
-from trilemma_bench.kinds import Weights
-from trilemma_bench.nets import unet
+from trilemma_bench.kinds import Shape, Weights
+from trilemma_bench.nets import mixture, mlp, unet
 from trilemma_bench.nets._unet_keys import from_other_program, num_train_steps
 from trilemma_bench.samplers._helpers import (
     X_T,
@@ -34,26 +34,31 @@ DDIM in 50 steps (eta 0 and 1) and 200, DDPM in 200, and DDPM's shipped images o
 """
 
 
-class EpsilonSampler(ImageSampler):
-    """A sampler over `Chain` with a network that predicts the noise in x_t; a sampler is its `step`.
-
-    `pairs` are the steps (t, t_prev) that it takes.
-    """
-
-    pairs: list[tuple[int, int]]
+class NoisePredictor(ImageSampler):
+    """A sampler over `Chain` with a network that predicts the noise in x_t."""
 
     def __init__(self, name: str, weights: Weights, **settings: Any) -> None:
         config = weights.config
-        net = network_of(weights, "unet", unet.build)
-        built(net, weights, unet.unet_of(net))
-        block = int(config["unet"].get("pixel_block", 1))
-        side = config["unet"].get("sample_size")
-        if not isinstance(side, int):
-            raise WeightsError(f"{weights.source}: sample_size is {side!r}; expected the side of a square image.")
-        size, channels = side * block, unet.unet_of(net).config.in_channels // block**2
-        super().__init__(name, {"eps": net}, (channels, size, size), identity=weights.digest, **settings)
         betas = config.get("betas") or {}
         self.chain = Chain(linear_betas(int(config.get("num_train_steps", 1000)), **betas))
+        net, shape = _network(weights, self.chain)
+        scale = float(config.get("scale", 1.0))
+        super().__init__(name, {"eps": net}, shape, identity=weights.digest, scale=scale, **settings)
+
+    def predict_noise(self, x_t: Tensor, t: int) -> Tensor:
+        """eps float32 [N, *image_shape] at one step for the whole micro-batch."""
+        eps: Tensor = self.networks["eps"](x_t, torch.full((len(x_t),), t, device=self.device))
+        return eps.float()
+
+    def alpha_bar(self, t: int) -> float:
+        """Signal variance at step t; 1 at t = -1, the clean image."""
+        return float(self.chain.alpha_bar[t]) if t >= 0 else 1.0
+
+
+class EpsilonSampler(NoisePredictor):
+    """Its walk down the chain: a sampler is its `step`. `pairs` are the steps (t, t_prev) that it takes."""
+
+    pairs: list[tuple[int, int]]
 
     @property
     def expected_nfe(self) -> int:
@@ -69,14 +74,30 @@ class EpsilonSampler(ImageSampler):
     def step(self, x: Tensor, eps: Tensor, t: int, t_prev: int, noise: Noise) -> Tensor:
         """x_{t_prev} given x_t and the predicted noise in it; t_prev = -1 is the clean image."""
 
-    def predict_noise(self, x_t: Tensor, t: int) -> Tensor:
-        """eps float32 [N, C, H, W] at one step for the whole micro-batch."""
-        eps: Tensor = self.networks["eps"](x_t, torch.full((len(x_t),), t, device=self.device))
-        return eps.float()
 
-    def alpha_bar(self, t: int) -> float:
-        """Signal variance at step t; 1 at t = -1, the clean image."""
-        return float(self.chain.alpha_bar[t]) if t >= 0 else 1.0
+def _network(weights: Weights, chain: Chain) -> tuple[nn.Module, Shape]:
+    """The network of these weights and the shape of what it sees: a UNet of images, an MLP or the optimum of points."""
+    config = weights.config
+    if "mixture" in config:
+        signal, noise = chain.alpha_bar.sqrt(), (1 - chain.alpha_bar).sqrt()
+        exact = mixture.Epsilon(config["mixture"], signal, noise)
+        return exact, (exact.centres.shape[1],)
+    if "mlp" in config:
+        points = network_of(weights, "mlp", mlp.build)
+        return built(points, weights), (mlp.parse(config["mlp"]).dimensions,)
+    net = network_of(weights, "unet", unet.build)
+    built(net, weights, unet.unet_of(net))
+    block = int(config["unet"].get("pixel_block", 1))
+    side = config["unet"].get("sample_size")
+    if not isinstance(side, int):
+        raise WeightsError(f"{weights.source}: sample_size is {side!r}; expected the side of a square image.")
+    size, channels = side * block, unet.unet_of(net).config.in_channels // block**2
+    return net, (channels, size, size)
+
+
+def micro_batch(weights: Weights, images: int) -> int:
+    """How many a sampler takes at once by default: `images`, or 1000 points, which cost next to nothing each."""
+    return images if "unet" in weights.config else 1000
 
 
 def load(path: Path) -> Weights:

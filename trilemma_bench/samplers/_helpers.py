@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import pickle
 import zipfile
 from abc import ABC, abstractmethod
@@ -13,17 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from trilemma_bench.errors import DataError, UsageError, WeightsError, unknown_name
+from trilemma_bench.errors import DataError, ProtocolError, UsageError, WeightsError, unknown_name
 from trilemma_bench.images import check_member_name, to_uint8
-from trilemma_bench.kinds import Weights
+from trilemma_bench.kinds import Shape, Weights, is_points
 from trilemma_bench.spec import digest
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+AHEAD = 128
+"""Numbers of a stream that are drawn at once, at least."""
 
 
 class Noise:
@@ -37,16 +43,28 @@ class Noise:
         self._seeds = seeds.to(torch.int64).cpu().numpy().view(np.uint64)
         self._device = device
         self._streams: dict[int, list[np.random.Generator]] = {}
+        self._drawn: dict[int, npt.NDArray[np.float32]] = {}
 
     def normal(self, *shape: int, stream: int) -> Tensor:
         """The next N(0, I) numbers of `stream`, float32 [N, *shape]."""
-        out = np.empty((len(self._seeds), *shape), np.float32)
-        for row, rng in enumerate(self._generators(stream)):
-            out[row] = rng.standard_normal(shape, np.float32)
+        size = math.prod(shape)
+        drawn = self._drawn.get(stream)
+        if drawn is None or drawn.shape[1] < size:
+            # A stream's numbers are one sequence: drawn ahead, for the many steps of small things, they are the same.
+            ahead = self._draw(size * max(1, AHEAD // max(size, 1)), stream)
+            drawn = ahead if drawn is None else np.concatenate([drawn, ahead], 1)
+        self._drawn[stream] = drawn[:, size:]
+        out = np.ascontiguousarray(drawn[:, :size]).reshape(len(drawn), *shape)
         return torch.from_numpy(out).to(self._device)
 
+    def _draw(self, count: int, stream: int) -> npt.NDArray[np.float32]:
+        out = np.empty((len(self._seeds), count), np.float32)
+        for row, rng in enumerate(self._generators(stream)):
+            rng.standard_normal(out=out[row], dtype=np.float32)
+        return out
+
     def integers(self, high: int, *, stream: int) -> Tensor:
-        """The next whole numbers in 0..high-1 of `stream`, int64 [N]."""
+        """The next whole numbers in 0..high-1 of `stream`, int64 [N]; a stream gives these or normals, not both."""
         drawn = [rng.integers(high) for rng in self._generators(stream)]
         return torch.tensor(drawn, dtype=torch.int64, device=self._device)
 
@@ -67,7 +85,8 @@ class ImageSampler(ABC):
     Args:
         name: As in the leaderboard.
         networks: The networks whose forward calls are the number of function evaluations.
-        image_shape: (C, H, W).
+        image_shape: (C, H, W), or (D,) for points.
+        scale: Points are this times what the networks see; see `kinds.Dataset`.
         micro_batch: Images in one batch of the networks.
     """
 
@@ -75,16 +94,18 @@ class ImageSampler(ABC):
         self,
         name: str,
         networks: Mapping[str, nn.Module],
-        image_shape: tuple[int, int, int],
+        image_shape: Shape,
         *,
         identity: str,
+        scale: float = 1.0,
         device: str = "cpu",
         dtype: str = "float32",
         compile: bool = False,
         micro_batch: int = 50,
     ) -> None:
         self.name = name
-        self.image_shape = image_shape
+        self.image_shape: Shape = image_shape
+        self.scale = scale
         self.identity = identity
         self.micro_batch = micro_batch
         self.device = torch.device(device)
@@ -110,28 +131,44 @@ class ImageSampler(ABC):
 
     @abstractmethod
     def draw(self, noise: Noise, count: int) -> Tensor:
-        """One micro-batch: float [count, C, H, W] in about [-1, 1]."""
+        """One micro-batch: float [count, *image_shape] in about [-1, 1]."""
 
     @property
     @abstractmethod
-    def expected_nfe(self) -> int:
-        """Evaluations an image by the formula of the method; the count must agree."""
+    def expected_nfe(self) -> int | None:
+        """Evaluations an image by the formula of the method; the count must agree. None where no formula knows."""
 
     @torch.inference_mode()
     def sample(self, seeds: Tensor) -> Tensor:
-        """int64 [N] -> uint8 [N, C, H, W]; image i depends on seeds[i] alone."""
+        """int64 [N] -> uint8 [N, C, H, W], or points float64 [N, D]; item i depends on seeds[i] alone."""
         seeds = torch.as_tensor(seeds)
         if seeds.ndim != 1 or seeds.dtype != torch.int64:
             raise UsageError(f"seeds must be int64 [N]; got {seeds.dtype} {list(seeds.shape)}.")
         if not len(seeds):
-            return torch.empty(0, *self.image_shape, dtype=torch.uint8)
+            return torch.empty(
+                0, *self.image_shape, dtype=torch.float64 if is_points(self.image_shape) else torch.uint8
+            )
         padded = torch.cat([seeds, seeds.new_zeros(-len(seeds) % self.micro_batch)])
-        parts = [to_uint8(self.floats(batch)).cpu().contiguous() for batch in padded.split(self.micro_batch)]
+        finish = self._points if is_points(self.image_shape) else to_uint8
+        parts = [finish(self.floats(batch)).cpu().contiguous() for batch in padded.split(self.micro_batch)]
         return torch.cat(parts)[: len(seeds)]
+
+    def _points(self, x: Tensor) -> Tensor:
+        """float64 [N, D] in the units of the data.
+
+        Raises:
+            ProtocolError: A coordinate is not finite.
+        """
+        bad = int((~x.isfinite()).any(1).sum())
+        if bad:
+            raise ProtocolError(
+                f"{self.name}: {bad} of {len(x)} points are NaN or infinite. The sampler diverged; take smaller steps."
+            )
+        return x.double() * self.scale
 
     @torch.inference_mode()
     def floats(self, seeds: Tensor) -> Tensor:
-        """One micro-batch before it is rounded to grey levels: float32 [N, C, H, W]."""
+        """One micro-batch before it is rounded to grey levels, or scaled: float32 [N, *image_shape]."""
         with ExitStack() as stack:
             if self.dtype != torch.float32:
                 stack.enter_context(torch.autocast(self.device.type, self.dtype))

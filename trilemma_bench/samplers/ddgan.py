@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from trilemma_bench.diffusion import GanChain
 from trilemma_bench.errors import WeightsError
-from trilemma_bench.kinds import SamplerKind, Weights
-from trilemma_bench.nets.ncsnpp import build_generator
+from trilemma_bench.kinds import SamplerKind, Shape, Weights
+from trilemma_bench.nets import mlp, ncsnpp
+from trilemma_bench.nets.mixture import Posterior
 from trilemma_bench.nets.pixel_blocks import in_pixel_blocks
 from trilemma_bench.samplers._helpers import (
     LATENT,
@@ -50,15 +51,13 @@ class DDGANSampler(ImageSampler):
 
     def __init__(self, options: Options, weights: Weights, **settings: Any) -> None:
         config = weights.config
-        generator = network_of(weights, "generator", build_generator)
-        built(generator, weights)
-        block = int(config.get("pixel_block", 1))
-        size = int(config["generator"]["image_size"]) * block
-        channels = int(config["generator"]["num_channels"]) // block**2
-        networks = {"G": in_pixel_blocks(generator, block)}
-        super().__init__("ddgan", networks, (channels, size, size), identity=weights.digest, **settings)
         self.chain = GanChain(options.num_timesteps or int(config.get("num_timesteps", 4)))
-        self.nz = int(config["generator"].get("nz", 100))
+        generator, shape = _network(weights, self.chain)
+        scale = float(config.get("scale", 1.0))
+        super().__init__("ddgan", {"G": generator}, shape, identity=weights.digest, scale=scale, **settings)
+        points = "mixture" in config
+        self.nz = 1 + shape[0] if points else int(config["generator"].get("nz", 100))
+        self.predict = "x0" if points else str(config["generator"].get("predict", "x0"))
 
     @property
     def expected_nfe(self) -> int:
@@ -69,11 +68,26 @@ class DDGANSampler(ImageSampler):
         for index in reversed(range(self.chain.num_steps)):
             t = torch.full((count,), index, device=self.device)
             z = noise.normal(self.nz, stream=LATENT)
-            x0 = self.networks["G"](x, t, z).float()
-            if index == 0:
-                return self.chain.posterior_sample(x0, x, t, torch.zeros_like(x))
-            x = self.chain.posterior_sample(x0, x, t, noise.normal(*self.image_shape, stream=STEP))
-        raise AssertionError("a chain has at least one step")
+            output = self.networks["G"](x, t, z).float()
+            step = noise.normal(*self.image_shape, stream=STEP) if index else torch.zeros_like(x)
+            x = self.chain.previous(output, x, t, step, predict=self.predict)
+        return x
+
+
+def _network(weights: Weights, chain: GanChain) -> tuple[nn.Module, Shape]:
+    """The generator of these weights and the shape of what it makes: images, or points by an MLP or the optimum."""
+    config = weights.config
+    if "mixture" in config:
+        exact = Posterior(config["mixture"], chain)
+        return exact, (exact.centres.shape[1],)
+    if config.get("generator", {}).get("class") == "mlp":
+        points = network_of(weights, "generator", mlp.build_generator)
+        return built(points, weights), (mlp.parse(config["generator"]).dimensions,)
+    generator = built(network_of(weights, "generator", ncsnpp.build_generator), weights)
+    block = int(config.get("pixel_block", 1))
+    size = int(config["generator"]["image_size"]) * block
+    channels = int(config["generator"]["num_channels"]) // block**2
+    return in_pixel_blocks(generator, block), (channels, size, size)
 
 
 def load(path: Path) -> Weights:
@@ -111,8 +125,9 @@ def _released_config(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any
 
 
 def build(options: Options, weights: Weights, **settings: Any) -> DDGANSampler:
-    """The sampler on `device`, in `dtype`, with micro-batches of 50 by default."""
-    settings["micro_batch"] = settings.get("micro_batch") or 50
+    """The sampler on `device`, in `dtype`, with micro-batches of 50 (points: 1000) by default."""
+    images = weights.config.get("generator", {}).get("class", "mlp") != "mlp"
+    settings["micro_batch"] = settings.get("micro_batch") or (50 if images else 1000)
     return DDGANSampler(options, weights, **settings)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trilemma_bench.diffusion import Spacing, ddim_pairs, predict_x0
 from trilemma_bench.kinds import SamplerKind, Weights
-from trilemma_bench.samplers._epsilon import TOLERANCE, EpsilonSampler, load
+from trilemma_bench.samplers._epsilon import TOLERANCE, EpsilonSampler, load, micro_batch
 from trilemma_bench.samplers._helpers import STEP, Noise
 from trilemma_bench.spec import Frozen
 
@@ -51,8 +51,8 @@ class DDIMSampler(EpsilonSampler):
 
 
 def build(options: Options, weights: Weights, **settings: Any) -> DDIMSampler:
-    """The sampler on `device`, in `dtype`, with micro-batches of 50 by default."""
-    settings["micro_batch"] = settings.get("micro_batch") or 50
+    """The sampler on `device`, in `dtype`, with micro-batches of 50 (points: 1000) by default."""
+    settings["micro_batch"] = settings.get("micro_batch") or micro_batch(weights, 50)
     return DDIMSampler(options, weights, **settings)
 
 

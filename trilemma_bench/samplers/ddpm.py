@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trilemma_bench.diffusion import Spacing, ddim_pairs, predict_x0
 from trilemma_bench.kinds import SamplerKind, Weights
-from trilemma_bench.samplers._epsilon import TOLERANCE, EpsilonSampler, load
+from trilemma_bench.samplers._epsilon import TOLERANCE, EpsilonSampler, load, micro_batch
 from trilemma_bench.samplers._helpers import STEP, Noise
 from trilemma_bench.spec import Frozen
 
@@ -50,8 +50,8 @@ class DDPMSampler(EpsilonSampler):
 
 
 def build(options: Options, weights: Weights, **settings: Any) -> DDPMSampler:
-    """The sampler on `device`, in `dtype`, with micro-batches of 25 (a batch of 1000 steps is long) by default."""
-    settings["micro_batch"] = settings.get("micro_batch") or 25
+    """The sampler on `device`, in `dtype`, with micro-batches of 25 (a batch of 1000 steps is long; points: 1000)."""
+    settings["micro_batch"] = settings.get("micro_batch") or micro_batch(weights, 25)
     return DDPMSampler(options, weights, **settings)
 
 

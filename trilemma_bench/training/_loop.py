@@ -26,10 +26,13 @@ from torch import Tensor, nn
 
 from trilemma_bench.errors import TrainingError, WeightsError
 from trilemma_bench.images import to_uint8, write_grid
-from trilemma_bench.kinds import ImageSet
+from trilemma_bench.kinds import ImageSet, Shape, is_points
 from trilemma_bench.spec import Frozen
 from trilemma_bench.training import _checkpoint
 from trilemma_bench.training._ema import EmaSpec, ema_copy, ema_update
+
+NUM_GRID_POINTS = 2000
+"""Points in a picture of a run."""
 
 
 class Recipe(Frozen):
@@ -83,7 +86,9 @@ class Task(ABC):
     averaged: tuple[str, ...]
     config: Mapping[str, Any]
     """What a sampler needs to build the same network."""
-    image_shape: tuple[int, int, int]
+    image_shape: Shape
+    scale: float = 1.0
+    """Points in the units of the data are this times those that `step` sees."""
 
     def __init__(self, recipe: Recipe, device: torch.device, *, compile: bool = False) -> None:
         self.recipe = recipe
@@ -94,11 +99,11 @@ class Task(ABC):
 
     @abstractmethod
     def step(self, images: Tensor, labels: Tensor | None, step: Step) -> dict[str, Tensor]:
-        """One update on images, float [B, C, H, W] in [-1, 1]; returns the losses by name."""
+        """One update on images, float [B, *image_shape] in [-1, 1]; returns the losses by name."""
 
     @abstractmethod
     def grid(self, num_images: int) -> Tensor:
-        """Images of the averaged network at fixed noise, float [num_images, C, H, W] in [-1, 1]."""
+        """Images of the averaged network at fixed noise, float [num_images, *image_shape] in [-1, 1]."""
 
     @abstractmethod
     def rates(self, step: Step) -> dict[str, float]:
@@ -194,6 +199,12 @@ def initialising(seed: int) -> Iterator[None]:
         yield
 
 
+def cosine_lr(start: float, end: float, images_seen: int, duration_kimg: float, epoch: int = 50_000) -> float:
+    """Learning rate on a cosine from `start` to `end`, constant within an epoch of `epoch` images."""
+    done = min(images_seen // epoch * epoch / (duration_kimg * 1000), 1.0)
+    return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
+
+
 # --- data -------------------------------------------------------------------------------------------------
 
 
@@ -212,18 +223,25 @@ def batch_indices(num_images: int, batch: int, step: int, seed: int) -> np.ndarr
 
 @dataclass
 class Feed:
-    """Batches of a data set held in memory, as float [-1, 1], flipped at random where the recipe says so."""
+    """Batches of a data set held in memory, as float [-1, 1], flipped at random where the recipe says so.
+
+    Points are divided by `scale`.
+    """
 
     images: np.ndarray
     labels: np.ndarray | None
     recipe: Recipe
     device: torch.device
+    scale: float = 1.0
 
     def __call__(self, step: Step) -> tuple[Tensor, Tensor | None]:
         chosen = batch_indices(len(self.images), self.recipe.batch, step.number, self.recipe.seed)
         flip = torch.rand(self.recipe.batch, generator=step.rng) < 0.5 if self.recipe.flips else None
         chosen = chosen[step.rank :: step.world]
-        images = torch.from_numpy(self.images[chosen]).to(self.device).float() / 127.5 - 1
+        drawn = torch.from_numpy(self.images[chosen]).to(self.device).float()
+        if is_points(self.images.shape[1:]):
+            return drawn / self.scale, None
+        images = drawn / 127.5 - 1
         if flip is not None:
             images = torch.where(step.local(flip).to(self.device)[:, None, None, None], images.flip(3), images)
         if self.recipe.channels_last:
@@ -312,7 +330,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     place = _resume(task, out) or (_start_from(task, start, out) if start else Place())
     number, seconds = place.step, place.seconds
-    feed = Feed(data.read(0, len(data)), data.labels, recipe, task.device)
+    feed = Feed(data.read(0, len(data)), data.labels, recipe, task.device, task.scale)
     kimg = recipe.duration_kimg if limits.kimg is None else limits.kimg
     total = math.ceil(kimg * 1000 / recipe.batch)
     writer = _Writer(task, out, limits, main=process.is_main_process)
@@ -494,7 +512,10 @@ class _Writer:
             self._drawn = self._saved
             (out / "grids").mkdir(exist_ok=True)
             with torch.no_grad():
-                images = to_uint8(task.grid(64)).cpu().numpy()
+                if is_points(task.image_shape):
+                    images = histogram(task.grid(NUM_GRID_POINTS).cpu().numpy())
+                else:
+                    images = to_uint8(task.grid(64)).cpu().numpy()
             write_grid(out / "grids" / f"{images_seen:09d}.png", images)
 
     def _keep_snapshot(self, averaged: Mapping[str, Tensor], images_seen: int) -> None:
@@ -504,6 +525,15 @@ class _Writer:
         last = max((int(path.stem) for path in folder.glob("*.safetensors")), default=0)
         if images_seen > last and images_seen >= self._limits.snapshot_growth * last:
             write_weights(folder / f"{images_seen:09d}.safetensors", averaged, config=self._task.config)
+
+
+def histogram(points: np.ndarray, side: int = 256) -> np.ndarray:
+    """A picture of points [N, 2] in [-1, 1]: uint8 [1, 1, side, side], white where there are none, y upwards."""
+    edges = np.linspace(-1, 1, side + 1)
+    counts = np.histogram2d(points[:, 0], points[:, 1], bins=(edges, edges))[0]
+    shade = 255 * np.exp(-counts)
+    picture: np.ndarray = shade.T[::-1].astype(np.uint8)[None, None]
+    return picture
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], **header: Mapping[str, Any]) -> None:

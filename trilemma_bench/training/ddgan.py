@@ -6,7 +6,6 @@ non-saturating losses, and the R1 penalty on the real, less noisy image alone.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -15,10 +14,10 @@ from torch.nn import functional as F
 
 from trilemma_bench.diffusion import GanChain
 from trilemma_bench.kinds import TrainerKind
-from trilemma_bench.nets.ncsnpp import build_discriminator, build_generator
+from trilemma_bench.nets import mlp, ncsnpp
 from trilemma_bench.nets.pixel_blocks import in_pixel_blocks, inside
 from trilemma_bench.training._ema import EmaSpec
-from trilemma_bench.training._loop import Recipe, Step, Task, initialising
+from trilemma_bench.training._loop import Recipe, Step, Task, cosine_lr, initialising
 
 
 class DDGANRecipe(Recipe):
@@ -45,6 +44,50 @@ class DDGANRecipe(Recipe):
     denoising_kimg: float = 0.0
 
 
+class PointsRecipe(DDGANRecipe):
+    """The same on points, with MLPs; `predict` of the generator is what its output stands for (`GanChain.previous`)."""
+
+    scale: float
+    """Points of the data set are this times those of the networks."""
+
+
+def points_recipe(
+    *,
+    num_timesteps: int = 4,
+    width: int,
+    members: int,
+    batch: int,
+    steps: int,
+    lr: float,
+    frequencies: int = 0,
+    denoising: float = 0.0,
+    **network: Any,
+) -> PointsRecipe:
+    """A recipe for `steps` steps of batches of `batch` points a member; `network` goes to the generator.
+
+    Points are not scaled: the schedule's last step but one then tells a point's mode from its neighbours, which lie two
+    apart. Within [-1, 1] every step would be a GAN of all modes. A squared error of weight `denoising` fades out over
+    the first half.
+    """
+    shared = {"class": "mlp", "width": width, "members": members, "time_dim": 16, "extent": 5.0}
+    return PointsRecipe(
+        batch=members * batch, duration_kimg=members * batch * steps / 1000, ema=EmaSpec(decay=0.998), flips=False,
+        generator={**shared, "depth": 3, "nz": 4, "activation": "leaky_relu", "frequencies": frequencies,
+            **network},
+        discriminator={**shared, "depth": 3, "activation": "leaky_relu", "frequencies": frequencies},
+        num_timesteps=num_timesteps, lr_g=lr, lr_d=lr, r1_gamma=0.05, r1_interval=4, scale=1.0,
+        betas=(0.5, 0.99) if denoising else (0.5, 0.9), denoising=denoising,
+        denoising_kimg=members * batch * steps / 2000,
+    )  # fmt: skip
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "": {}, "-T1": {"num_timesteps": 1}, "-T2": {"num_timesteps": 2}, "-T8": {"num_timesteps": 8},
+    "-no-latent": {"nz": 0}, "-direct": {"predict": "direct", "denoising": 0.0},
+    "-eps": {"predict": "eps", "denoising": 0.0},
+}  # fmt: skip
+"""Numbers of steps, and the ablations of Xiao et al. 2022, table 3: no latent variable, direct denoising, noise."""
+
 RECIPES = {
     # The released CIFAR-10 configuration: batch 64 on each of 4 GPUs, 1,200 epochs. The paper's notes differ in
     # nz 256, R1 .05, lr_d 1e-4, batch 128 and 1,800 epochs; the authors say that the released values are right.
@@ -70,6 +113,14 @@ RECIPES = {
         lr_g=5e-4, lr_d=4e-4, betas=(0.5, 0.99), cosine=False, r1_gamma=0.5, r1_interval=15,
         denoising=10, denoising_kimg=150,
     ),
+    # Xiao et al. 2022: three layers of 512, batch 512, 50k iterations.
+    "gaussians25-paper": points_recipe(width=512, members=1, batch=512, steps=50_000, lr=1e-4),
+    **{
+        f"gaussians25-cpu{name}": points_recipe(
+            width=64, members=5, batch=128, steps=5000, lr=1e-3, frequencies=5, **{"denoising": 2.0, **changes}
+        )
+        for name, changes in VARIANTS.items()
+    },
 }  # fmt: skip
 
 
@@ -89,25 +140,21 @@ def r1_penalty(logits: Tensor, images: Tensor, gamma: float) -> Tensor:
     return gamma / 2 * gradient.square().flatten(1).sum(1).mean()
 
 
-def cosine_lr(start: float, end: float, images_seen: int, duration_kimg: float, epoch: int = 50_000) -> float:
-    """Learning rate on a cosine from `start` to `end`, constant within an epoch of `epoch` images."""
-    done = min(images_seen // epoch * epoch / (duration_kimg * 1000), 1.0)
-    return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
-
-
 class DDGANTask(Task):
     """The two networks in training."""
 
     recipe: DDGANRecipe
+    config: dict[str, Any]
     averaged = ("G",)
 
     def __init__(self, recipe: DDGANRecipe, device: torch.device, *, compile: bool = False) -> None:
         super().__init__(recipe, device, compile=compile)
         block = recipe.pixel_block
+        nets: Any = mlp if isinstance(recipe, PointsRecipe) else ncsnpp
         with initialising(recipe.seed):
             self.networks: dict[str, nn.Module] = {
-                "G": in_pixel_blocks(build_generator(recipe.generator), block),
-                "D": in_pixel_blocks(build_discriminator(recipe.discriminator), block, image_output=False),
+                "G": in_pixel_blocks(nets.build_generator(recipe.generator), block),
+                "D": in_pixel_blocks(nets.build_discriminator(recipe.discriminator), block, image_output=False),
             }
         self.optimizers = {
             name: torch.optim.Adam(self.networks[name].parameters(), lr=lr, betas=recipe.betas, fused=True)
@@ -116,8 +163,14 @@ class DDGANTask(Task):
         self.config = {
             "generator": dict(recipe.generator), "pixel_block": block, "num_timesteps": recipe.num_timesteps,
         }  # fmt: skip
-        size = int(recipe.generator["image_size"]) * block
-        self.image_shape = (int(recipe.generator["num_channels"]) // block**2, size, size)
+        if isinstance(recipe, PointsRecipe):
+            self.scale = recipe.scale
+            self.config |= {"scale": recipe.scale}
+            self.image_shape = (mlp.parse(recipe.generator).dimensions,)
+        else:
+            size = int(recipe.generator["image_size"]) * block
+            self.image_shape = (int(recipe.generator["num_channels"]) // block**2, size, size)
+        self.predict = str(recipe.generator.get("predict", "x0"))
         self.chain = GanChain(recipe.num_timesteps)
         self.set_up()
 
@@ -164,7 +217,8 @@ class DDGANTask(Task):
         """The scalar that G descends; `x_t` is drawn with x_{t+1} and not used, `images` with `denoising` alone."""
         x0 = self._predict(x_next, t, z)
         with self.autocast():
-            logits = self.networks["D"](self.chain.posterior_sample(x0, x_next, t, noise), t, x_next)
+            generated = self.chain.previous(x0, x_next, t, noise, predict=self.predict)
+            logits = self.networks["D"](generated, t, x_next)
         loss = real_loss(logits.float())
         return loss if images is None or denoising == 0 else loss + denoising * F.mse_loss(x0, images)
 
@@ -180,7 +234,7 @@ class DDGANTask(Task):
         return x0.float()
 
     def _generate(self, x_next: Tensor, t: Tensor, z: Tensor, noise: Tensor) -> Tensor:
-        return self.chain.posterior_sample(self._predict(x_next, t, z), x_next, t, noise)
+        return self.chain.previous(self._predict(x_next, t, z), x_next, t, noise, predict=self.predict)
 
     def _draw(self, images: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """(x_t, x_{t+1}, t, z, posterior noise) with fresh random numbers of this step."""
@@ -211,7 +265,7 @@ class DDGANTask(Task):
             noise = torch.randn(x.shape, generator=rng).to(self.device)
             with self.autocast():
                 x0 = self.averages["G"](x, t, z)
-            x = self.chain.posterior_sample(x0.float(), x, t, noise)
+            x = self.chain.previous(x0.float(), x, t, noise, predict=self.predict)
         return x
 
     @property

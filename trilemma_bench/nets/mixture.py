@@ -1,0 +1,94 @@
+"""The optimum in closed form: denoisers of a noised mixture of equal Gaussians, in place of trained networks.
+
+With x = a x_0 + s n, n ~ N(0, I) and x_0 from K Gaussians of centres c_k and deviation sigma, x is a mixture with
+centres a c_k and variance v = a^2 sigma^2 + s^2. Given x, the mode has the weights softmax_k(-|x - a c_k|^2 / (2 v)),
+and x_0 is then N(c_k + (a sigma^2 / v) (x - a c_k), sigma^2 s^2 / v). Everything is computed in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trilemma_bench.diffusion import GanChain, at
+
+
+class MixtureDenoiser(nn.Module):
+    """What is known of x_0 from x = a x_0 + s n, for every pair (a, s) of a table.
+
+    Args:
+        config: `centres` [K][D] and `sigma`, in the units of the networks.
+        signal: float64 [T], a of each index t.
+        noise: float64 [T], s of each index t.
+    """
+
+    centres: Tensor
+    signal: Tensor
+    noise: Tensor
+
+    def __init__(self, config: Mapping[str, Any], signal: Tensor, noise: Tensor) -> None:
+        super().__init__()
+        # Buffers that no state dict holds: nothing here is trained.
+        self.register_buffer("centres", torch.tensor(config["centres"], dtype=torch.float64), persistent=False)
+        self.register_buffer("signal", signal.double(), persistent=False)
+        self.register_buffer("noise", noise.double(), persistent=False)
+        self.sigma = float(config["sigma"])
+
+    def modes(self, x: Tensor, a: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log weights [N, K] of the modes, means [N, K, D] and variances [N, 1] of x_0 within each, for x [N, D].
+
+        `a` and `s` are [N, 1].
+        """
+        x = x.double()
+        variance = a**2 * self.sigma**2 + s**2
+        offset = x[:, None] - a[..., None] * self.centres
+        log_weights = torch.log_softmax(-offset.square().sum(2) / (2 * variance), 1)
+        means = self.centres + (a * self.sigma**2 / variance)[..., None] * offset
+        return log_weights, means, self.sigma**2 * s**2 / variance
+
+    def expected(self, x: Tensor, a: Tensor, s: Tensor) -> Tensor:
+        """E[x_0 | x], float64 [N, D]."""
+        log_weights, means, _ = self.modes(x, a, s)
+        return (log_weights.exp()[..., None] * means).sum(1)
+
+    def scales(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(a, s), float64 [N, 1], at indices t [N]; between whole numbers by linear interpolation."""
+        if not t.is_floating_point():
+            return at(self.signal, t, like.double()), at(self.noise, t, like.double())
+        low = t.floor().long().clamp(0, len(self.signal) - 1)
+        high = (low + 1).clamp(max=len(self.signal) - 1)
+        part = (t - low).double()[:, None]
+        a, s = (
+            at(table, low, like.double()) * (1 - part) + at(table, high, like.double()) * part
+            for table in (self.signal, self.noise)
+        )
+        return a, s
+
+
+class Epsilon(MixtureDenoiser):
+    """The exact noise prediction E[n | x_t]: (x_t float [N, D], t [N]) -> eps float32 [N, D]."""
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        a, s = self.scales(t, x_t)
+        return ((x_t.double() - a * self.expected(x_t, a, s)) / s).float()
+
+
+class Posterior(MixtureDenoiser):
+    """An exact draw of q(x_0 | x_{t+1}): (x float [N, D], t [N], z ~ N(0, I) float [N, 1 + D]) -> x_0 float32 [N, D].
+
+    It is the optimum of a denoising diffusion GAN: with it every chain, however short, makes real samples.
+    """
+
+    def __init__(self, config: Mapping[str, Any], chain: GanChain) -> None:
+        super().__init__(config, chain.signal[1:], chain.noise[1:])
+
+    def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
+        log_weights, means, variance = self.modes(x, *self.scales(t, x))
+        uniform = torch.special.ndtr(z[:, :1].double())
+        # The last cumulative weight may be a rounding below 1.
+        mode = torch.searchsorted(log_weights.exp().cumsum(1), uniform).clamp(max=len(self.centres) - 1)
+        mean = means.gather(1, mode[..., None].expand(-1, -1, means.shape[2]))[:, 0]
+        return (mean + variance.sqrt() * z[:, 1:].double()).float()
