@@ -516,7 +516,7 @@ class _Writer:
                     images = histogram(task.grid(NUM_GRID_POINTS).cpu().numpy())
                 else:
                     images = to_uint8(task.grid(64)).cpu().numpy()
-            write_grid(out / "grids" / f"{images_seen:09d}.png", images)
+            write_grid(out / "grids" / f"{images_seen:09d}.png", images, columns=min(8, len(images)))
 
     def _keep_snapshot(self, averaged: Mapping[str, Tensor], images_seen: int) -> None:
         """Points of a learning curve: evenly spaced on a logarithmic axis, so that they stay few."""
