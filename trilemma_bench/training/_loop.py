@@ -528,8 +528,9 @@ class _Writer:
 
 
 def histogram(points: np.ndarray, side: int = 256) -> np.ndarray:
-    """A picture of points [N, 2] in [-1, 1]: uint8 [1, 1, side, side], white where there are none, y upwards."""
-    edges = np.linspace(-1, 1, side + 1)
+    """A picture of points [N, 2] but outliers: uint8 [1, 1, side, side], white where there are none, y upwards."""
+    bound = 1.1 * float(np.quantile(np.abs(points), 0.99)) or 1.0
+    edges = np.linspace(-bound, bound, side + 1)
     counts = np.histogram2d(points[:, 0], points[:, 1], bins=(edges, edges))[0]
     shade = 255 * np.exp(-counts)
     picture: np.ndarray = shade.T[::-1].astype(np.uint8)[None, None]
