@@ -18,15 +18,15 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
 from trilemma_bench import evaluate, registry
 from trilemma_bench.images import image_digests, write_grid
-from trilemma_bench.kinds import Array, SamplerKind
+from trilemma_bench.kinds import Array
+from trilemma_bench.models import parse_model
 from trilemma_bench.reference import canonical_order, load_reference, reference_path
+from trilemma_bench.run import Settings, find_data, find_protocol, images_of, run_spec
 from trilemma_bench.spec import load_protocol
-from trilemma_bench.store import image_seeds
 
 HERE = Path(__file__).resolve().parent
 MODELS = {"ddpm": "ddim:steps=50"}
@@ -48,11 +48,10 @@ def model_of(name: str) -> str:
 
 def draw(name: str, weights: Path, count: int) -> Array:
     """The first `count` images of seed 0, uint8 [count, C, H, W]."""
-    sampler, _, text = model_of(name).partition(":")
-    kind: SamplerKind = registry.get("sampler", sampler)
-    options = dict(part.split("=") for part in text.split(",") if part)
-    built = kind.build(kind.options.model_validate(options), kind.load(weights), micro_batch=count)
-    return built.sample(torch.from_numpy(image_seeds(0, 0, count))).numpy()
+    settings = Settings()
+    data = find_data("cifar10", settings)
+    protocol = find_protocol("lite", data, num_samples=count)
+    return images_of(run_spec(parse_model(f"{model_of(name)}@{weights}"), protocol), data, settings)[1]
 
 
 # --- scores -----------------------------------------------------------------------------------------------------

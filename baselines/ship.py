@@ -1,7 +1,7 @@
 """Put the averaged weights of a training run beside a card: python baselines/ship.py ddpm runs/ddpm --command "...".
 
 Copies weights.safetensors, the training curve and the last grid; counts parameters and operations on the network that
-the sampler builds. Samples of slow baselines are added with --samples CACHE, from the cache of a finished run.
+the sampler builds. Samples of slow baselines are added with --samples-of RECORD --cache CACHE, from a finished run.
 """
 
 from __future__ import annotations

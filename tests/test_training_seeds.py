@@ -10,7 +10,7 @@ import pytest
 
 from trilemma_bench.cards import Card, find_card
 from trilemma_bench.errors import UsageError, WeightsError
-from trilemma_bench.models import open_model, parse_model, train_seeds
+from trilemma_bench.models import open_model, parse_model
 from trilemma_bench.run import evaluate, run_spec
 from trilemma_bench.spec import RunSpec, load_protocol
 
@@ -82,9 +82,9 @@ def test_the_shipped_ddgan_covers_all_modes_in_four_steps(tmp_path: Path) -> Non
 
 
 def test_seeds_of_training_are_those_of_the_weights() -> None:
-    assert train_seeds(spec("ddpm")) == (0, 1, 2, 3, 4)
-    assert train_seeds(spec("ddpm:train_seed=2")) == ()
-    assert train_seeds(spec("exact:ddpm")) == ()
+    assert open_model(spec("ddpm")).train_seeds == (0, 1, 2, 3, 4)
+    assert open_model(spec("ddpm:train_seed=2")).train_seeds == ()
+    assert open_model(spec("exact:ddpm")).train_seeds == ()
     keys = {open_model(spec(f"ddim:train_seed={seed}")).samples_key for seed in range(5)}
     assert len(keys) == 5
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from trilemma_bench.frontier import Frontier
-from trilemma_bench.ranking import Cell, Column, Row, Table
+from trilemma_bench.ranking import Column, Row, Table
 from trilemma_bench.render import cell_text, header
 from trilemma_bench.sweep import Curve
 
@@ -68,21 +68,21 @@ def trilemma(table: Table, found: Frontier, link: Callable[[Row], str]) -> str:
         link: Where a mark leads.
     """
     quality, coverage, cost = found.columns
-    rows = [row for row in found.rows if (_cell(table, row, cost).value or 0) > 0]
+    rows = [row for row in found.rows if (table.cell(row, cost).value or 0) > 0]
     if not rows:
         return ""
-    x = scale([_value(table, row, cost) for row in rows], LEFT, WIDTH - RIGHT, log=True)
-    ends = [end for row in rows for end in _ends(_cell(table, row, quality))]
+    x = scale([table.value(row, cost) for row in rows], LEFT, WIDTH - RIGHT, log=True)
+    ends = [end for row in rows for end in table.cell(row, quality).ends]
     y = scale(ends, HEIGHT - BOTTOM, TOP, log=False)
-    colour = [_value(table, row, coverage) for row in rows]
+    colour = [table.value(row, coverage) for row in rows]
     parts = [_axes(x, y, header(table, cost), header(table, quality)), _front(table, rows, quality, cost, x, y)]
     for row in rows:
-        cell, seconds = _cell(table, row, quality), _value(table, row, cost)
-        low, high = _ends(cell)
+        cell, seconds = table.cell(row, quality), table.value(row, cost)
+        low, high = cell.ends
         text = f"{row.label}: " + ", ".join(
-            f"{column.label} {cell_text(_cell(table, row, column), column)}" for column in found.columns
+            f"{column.label} {cell_text(table.cell(row, column), column)}" for column in found.columns
         )
-        share = (_value(table, row, coverage) - min(colour)) / ((max(colour) - min(colour)) or 1)
+        share = (table.value(row, coverage) - min(colour)) / ((max(colour) - min(colour)) or 1)
         efficient = " efficient" if row in found.efficient else ""
         parts.append(
             f'<a href="{html.escape(link(row))}" class="mark{efficient}" aria-label="{html.escape(text)}">'
@@ -101,13 +101,13 @@ def curve_chart(table: Table, curves: Sequence[Curve], column: Column, link: Cal
     if not points:
         return ""
     x = scale([point.nfe for point in points], LEFT, WIDTH - RIGHT, log=True)
-    y = scale([end for point in points for end in _ends(point.cell)], HEIGHT - BOTTOM, TOP, log=False)
+    y = scale([end for point in points for end in point.cell.ends], HEIGHT - BOTTOM, TOP, log=False)
     parts = [_axes(x, y, "network evaluations an image", header(table, column))]
     for index, curve in enumerate(curves):
         path = " ".join(f"{x(point.nfe):.1f},{y(point.value):.1f}" for point in curve.points)
         parts.append(f'<g class="curve c{index % 6}"><polyline points="{path}"/>')
         for point in curve.points:
-            low, high = _ends(point.cell)
+            low, high = point.cell.ends
             text = f"{point.row.label}: {column.label} {cell_text(point.cell, column)} at {point.nfe:g} evaluations"
             parts.append(
                 f'<a href="{html.escape(link(point.row))}" aria-label="{html.escape(text)}"><title>{html.escape(text)}'
@@ -130,28 +130,15 @@ def ramp(share: float) -> str:
 # --- parts ------------------------------------------------------------------------------------------------
 
 
-def _cell(table: Table, row: Row, column: Column) -> Cell:
-    return row.cells[table.columns.index(column)]
-
-
-def _value(table: Table, row: Row, column: Column) -> float:
-    return _cell(table, row, column).value or 0.0
-
-
-def _ends(cell: Cell) -> tuple[float, float]:
-    value = cell.value or 0.0
-    return (cell.low if cell.low is not None else value), (cell.high if cell.high is not None else value)
-
-
 def _front(table: Table, rows: list[Row], quality: Column, cost: Column, x: Scale, y: Scale) -> str:
     """A staircase under the rows that no other beats on quality and cost alone."""
     sign = -1 if quality.higher_is_better else 1
-    ordered = sorted(rows, key=lambda row: (_value(table, row, cost), sign * _value(table, row, quality)))
+    ordered = sorted(rows, key=lambda row: (table.value(row, cost), sign * table.value(row, quality)))
     corners: list[tuple[float, float]] = []
     for row in ordered:
-        value = _value(table, row, quality)
+        value = table.value(row, quality)
         if not corners or sign * value < sign * corners[-1][1]:
-            corners.append((_value(table, row, cost), value))
+            corners.append((table.value(row, cost), value))
     steps = []
     for (seconds, value), following in zip(corners, [*corners[1:], None], strict=True):
         steps.append(f"{x(seconds):.1f},{y(value):.1f}")

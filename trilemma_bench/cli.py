@@ -380,9 +380,8 @@ def best(
     # Where some tables have the column, the others have nothing to say; where none has, the error says what there is.
     for table in [table for table in board if has_column(table, metric)] or board[:1]:
         column = find_column(table, metric)
-        place = table.columns.index(column)
         for index, row in enumerate(frontier.best(table, metric, conditions)):
-            cell = row.cells[place]
+            cell = table.cell(row, column)
             answers.append({"protocol": table.protocol, "model": row.label, "metric": column.name, "value": cell.value,
                             "low": cell.low, "high": cell.high, "tied": index > 0})  # fmt: skip
             if not as_json:

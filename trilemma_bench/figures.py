@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from trilemma_bench.errors import UsageError
 from trilemma_bench.frontier import Frontier, frontier
-from trilemma_bench.ranking import Cell, Column, Leaderboard, Row, Table, find_column, has_column
+from trilemma_bench.ranking import Cell, Column, Leaderboard, Table, find_column, has_column
 from trilemma_bench.render import header
 from trilemma_bench.sweep import Curve, curves
 
@@ -86,11 +86,11 @@ def trilemma(table: Table, found: Frontier, *, width: float = WIDTHS["page"]) ->
     quality, coverage, cost = found.columns
     figure, axes = _axes(width, header(table, cost), header(table, quality))
     axes.set_xscale("log")
-    values = [_value(table, row, coverage) for row in found.rows]
+    values = [table.value(row, coverage) for row in found.rows]
     for index, row in enumerate(found.rows):
-        seconds, value = _value(table, row, cost), _value(table, row, quality)
+        seconds, value = table.value(row, cost), table.value(row, quality)
         axes.errorbar(
-            seconds, value, yerr=_error(_cell(table, row, quality)), color="0.3", linewidth=0.8, capsize=2, zorder=1
+            seconds, value, yerr=_error(table.cell(row, quality)), color="0.3", linewidth=0.8, capsize=2, zorder=1
         )
         edge = 1.6 if row in found.efficient else 0.5
         shown = axes.scatter(
@@ -100,7 +100,7 @@ def trilemma(table: Table, found: Frontier, *, width: float = WIDTHS["page"]) ->
         name = axes.annotate(_short(row.label), (seconds, value), (4, 5), textcoords="offset points")
         # A long name may leave the axes; it must not squeeze them.
         name.set_in_layout(False)
-    front = sorted((_value(table, row, cost), _value(table, row, quality)) for row in found.efficient)
+    front = sorted((table.value(row, cost), table.value(row, quality)) for row in found.efficient)
     axes.plot(*zip(*front, strict=True), color="0.5", linestyle="--", linewidth=0.8, zorder=0)
     if len(set(values)) > 1:
         figure.colorbar(shown, ax=axes, label=_plain(header(table, coverage)))
@@ -200,17 +200,8 @@ def _save(figure: Figure, stem: Path) -> list[Path]:
     return paths
 
 
-def _cell(table: Table, row: Row, column: Column) -> Cell:
-    return row.cells[table.columns.index(column)]
-
-
-def _value(table: Table, row: Row, column: Column) -> float:
-    return _cell(table, row, column).value or 0.0
-
-
 def _sides(cell: Cell) -> tuple[float, float]:
-    value = cell.value or 0.0
-    low, high = (end if end is not None else value for end in (cell.low, cell.high))
+    value, (low, high) = cell.value or 0.0, cell.ends
     return max(0.0, value - low), max(0.0, high - value)
 
 

@@ -49,7 +49,7 @@ def frontier(table: Table) -> Frontier | None:
     chosen = tuple(column for column in columns if column is not None)
     rows, points = [], []
     for row in table.rows:
-        values = [row.cells[table.columns.index(column)].value for column in chosen]
+        values = [table.cell(row, column).value for column in chosen]
         if row.ranked and None not in values:
             rows.append(row)
             points.append([_loss(column, value or 0.0) for column, value in zip(chosen, values, strict=True)])
@@ -67,8 +67,7 @@ def _axis_column(table: Table, axis: str) -> Column | None:
     ranked = [row for row in table.rows if row.ranked]
 
     def known(column: Column) -> int:
-        place = table.columns.index(column)
-        return sum(row.cells[place].value is not None for row in ranked)
+        return sum(table.cell(row, column).value is not None for row in ranked)
 
     return max(found, key=known, default=None)
 
@@ -140,15 +139,14 @@ def best(table: Table, metric: str, conditions: Sequence[str] = ()) -> list[Row]
     if column.higher_is_better is None:
         raise UsageError(f"{column.name} has no better direction. Ask for another column.")
     tests = [_condition(table, text) for text in conditions]
-    place = table.columns.index(column)
-    found = [row for row in table.rows if row.ranked and row.cells[place].value is not None]
+    found = [row for row in table.rows if row.ranked and table.cell(row, column).value is not None]
     found = [row for row in found if all(test(row) for test in tests)]
-    found.sort(key=lambda row: (row.cells[place].value or 0.0) * (-1 if column.higher_is_better else 1))
+    found.sort(key=lambda row: table.value(row, column) * (-1 if column.higher_is_better else 1))
     estimates = [estimate(row.record, column.name) for row in found]
     known = [each for each in estimates if each is not None]
     if len(known) < len(found):
         # Counts and times have no standard error: what is equal is tied, and nothing else.
-        return [row for row in found if row.cells[place].value == found[0].cells[place].value]
+        return [row for row in found if table.value(row, column) == table.value(found[0], column)]
     ranges = rank_ranges(known, higher_is_better=column.higher_is_better)
     return [row for row, (first, _) in zip(found, ranges, strict=True) if first == 1]
 

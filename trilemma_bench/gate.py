@@ -18,18 +18,16 @@ a gate where nothing moved raises an alarm with a chance of at most `alpha`.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from trilemma_bench import stats
-from trilemma_bench.errors import StoreError
-from trilemma_bench.record import Hardware, ResultRecord, Score, ScoredMetric, ScoreKind
+from trilemma_bench.record import Hardware, ResultRecord, Score, ScoredMetric, ScoreKind, read_versioned
 from trilemma_bench.spec import Frozen, RunSpec
 
 SCHEMA_VERSION = 1
@@ -138,19 +136,10 @@ class Expectation(Frozen):
         Raises:
             StoreError: Not an expectation, or one of another schema.
         """
-        try:
-            content = json.loads(path.read_text())
-            version = content.get("schema_version")
-            if version != SCHEMA_VERSION:
-                raise StoreError(
-                    f"{path}: schema version {version!r}, this program reads {SCHEMA_VERSION}. "
-                    "Make it again with `trilemma-bench expect make`."
-                )
-            return cls.model_validate(content)
-        except (json.JSONDecodeError, ValidationError, AttributeError, OSError, UnicodeDecodeError) as error:
-            raise StoreError(
-                f"{path}: not an expectation: {error}. Make it again with `trilemma-bench expect make`."
-            ) from error
+        again = "Make it again with `trilemma-bench expect make`."
+        return read_versioned(
+            cls, path, SCHEMA_VERSION, what="an expectation", remedy=again, other_version=again
+        )  # fmt: skip
 
     def dumps(self) -> str:
         """The expectation as JSON text."""

@@ -147,6 +147,8 @@ class OpenModel:
         tolerance: See `SamplerKind`.
         remake: remake(micro_batch) -> the same sampler with another micro-batch.
         trusted: Whether the key names all that fixes the images; else cached images are spot-checked each time.
+        train_seeds: Where the weights hold networks that were trained alike from several seeds and none was chosen,
+            these seeds: a record is over all of them, and this model is the first.
     """
 
     sampler: Sampler
@@ -160,6 +162,7 @@ class OpenModel:
     micro_batch: int
     load_seconds: float
     trusted: bool
+    train_seeds: tuple[int, ...] = ()
 
 
 def open_model(spec: RunSpec) -> OpenModel:
@@ -177,7 +180,9 @@ def open_model(spec: RunSpec) -> OpenModel:
     weights, shipped = _weights(kind, spec)
     given = spec.sampler.options
     options = kind.options.model_validate({k: v for k, v in given.items() if k in kind.options.model_fields})
-    if mlp.members(weights.config) > 1 or TRAIN_SEED in given:
+    members = mlp.members(weights.config)
+    several = spec.sampler.kind == "builtin" and TRAIN_SEED not in given and members > 1
+    if members > 1 or TRAIN_SEED in given:
         # Without a seed this is the first of them: what is asked of all alike, such as a timing, is asked of it.
         weights = of_train_seed(weights, int(given.get(TRAIN_SEED, 0)))
 
@@ -206,6 +211,7 @@ def open_model(spec: RunSpec) -> OpenModel:
         micro_batch=sampler.micro_batch,
         load_seconds=time.perf_counter() - start,
         trusted=True,
+        train_seeds=tuple(range(members)) if several else (),
     )
 
 
@@ -214,15 +220,6 @@ def _check_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {device}: {str(error).splitlines()[0]} Use --device cpu.") from error
-
-
-def train_seeds(spec: RunSpec) -> tuple[int, ...]:
-    """The training seeds of the networks that a run without `train_seed` measures; () where there is one network."""
-    if spec.sampler.kind != "builtin" or TRAIN_SEED in spec.sampler.options:
-        return ()
-    kind: SamplerKind = registry.get("sampler", spec.sampler.name)
-    count = mlp.members(_weights(kind, spec)[0].config)
-    return tuple(range(count)) if count > 1 else ()
 
 
 def of_train_seed(weights: Weights, index: int) -> Weights:

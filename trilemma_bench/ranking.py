@@ -78,6 +78,12 @@ class Cell:
     extrapolated: bool = False
     verified: bool = True
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The interval; the value twice where there is none, 0 where there is no value."""
+        value = self.value or 0.0
+        return (self.low if self.low is not None else value), (self.high if self.high is not None else value)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -111,6 +117,14 @@ class Table:
     """How the intervals of a column were got, by the column's name."""
     sorted_by: Column | None = None
     """The column that sorts the ranked rows, and that their ranks are of."""
+
+    def cell(self, row: Row, column: Column) -> Cell:
+        """The cell of a row in one of this table's columns."""
+        return row.cells[self.columns.index(column)]
+
+    def value(self, row: Row, column: Column) -> float:
+        """Its number; 0 where there is none."""
+        return self.cell(row, column).value or 0.0
 
 
 @dataclass(frozen=True)

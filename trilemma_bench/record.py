@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -13,8 +13,35 @@ from trilemma_bench.errors import StoreError
 from trilemma_bench.spec import Frozen, RunSpec, digest
 
 SCHEMA_VERSION = 1
+Versioned = TypeVar("Versioned", bound=Frozen)
 
 Axis = Literal["quality", "coverage", "speed"]
+
+
+def read_versioned(
+    kind: type[Versioned], path: Path, version: int, *, what: str, remedy: str, other_version: str
+) -> Versioned:
+    """A model from its JSON file, whose `schema_version` must be `version`.
+
+    Args:
+        kind: What to read.
+        path: The file.
+        version: The schema version that this program reads.
+        what: How errors call it, such as `a result record`.
+        remedy: What to do about a file that is none; a sentence.
+        other_version: What to do about one of another version.
+
+    Raises:
+        StoreError: Not such a file, or one of another schema.
+    """
+    try:
+        content = json.loads(path.read_text())
+        found = content.get("schema_version")
+        if found != version:
+            raise StoreError(f"{path}: schema version {found!r}, this program reads {version}. {other_version}")
+        return kind.model_validate(content)
+    except (json.JSONDecodeError, ValidationError, AttributeError, OSError, UnicodeDecodeError) as error:
+        raise StoreError(f"{path}: not {what}: {error}. {remedy}") from error
 
 
 class ScoreKind(Frozen):
@@ -168,17 +195,11 @@ class ResultRecord(Frozen):
         Raises:
             StoreError: Not a record, or one of a newer schema.
         """
-        try:
-            content = json.loads(path.read_text())
-            version = content.get("schema_version")
-            if version != SCHEMA_VERSION:
-                raise StoreError(
-                    f"{path}: schema version {version!r}, this program reads {SCHEMA_VERSION}. "
-                    "Use the version of trilemma-bench that wrote it, or measure again."
-                )
-            return cls.model_validate(content)
-        except (json.JSONDecodeError, ValidationError, AttributeError, OSError, UnicodeDecodeError) as error:
-            raise StoreError(f"{path}: not a result record: {error}. Move it away and measure again.") from error
+        return read_versioned(
+            cls, path, SCHEMA_VERSION, what="a result record",
+            remedy="Move it away and measure again.",
+            other_version="Use the version of trilemma-bench that wrote it, or measure again.",
+        )  # fmt: skip
 
     def dumps(self) -> str:
         """The record as JSON text."""

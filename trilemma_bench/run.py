@@ -45,7 +45,7 @@ from trilemma_bench.kinds import (
     Shape,
     is_points,
 )
-from trilemma_bench.models import TRAIN_SEED, OpenModel, adopt, open_model, parse_model, train_seeds
+from trilemma_bench.models import TRAIN_SEED, OpenModel, adopt, open_model, parse_model
 from trilemma_bench.points import open_points
 from trilemma_bench.record import Hardware, Provenance, ResultRecord, Score, ScoredMetric, Speed
 from trilemma_bench.spec import Protocol, RunSpec, SamplerSpec, ScoreSpec, digest, load_protocol
@@ -252,9 +252,6 @@ def evaluate_spec(
     started = time.perf_counter()
     spec = _with_statistics(spec, settings)
     source = _source(spec, data, settings, model, images)
-    trained = [] if model is not None or images is not None else _each_training_seed(spec, settings)
-    if trained:
-        source.key = digest([each.key for each in trained])
     path = None if settings.out is None else _record_path(spec, source, settings.out)
     wanted = _available_scores(spec.protocol, settings)
     finished = _finished(path, wanted, settings) if path is not None else None
@@ -264,7 +261,9 @@ def evaluate_spec(
         timings = (*finished.speed.timings, *_speed(source, spec, settings, nfe=finished.speed.nfe).timings)
         record = finished.model_copy(update={"speed": finished.speed.model_copy(update={"timings": timings})})
     else:
-        record = _measure(spec, data, settings, source, wanted, started, trained)
+        record = _without_speed(spec, data, settings, source, wanted, started)
+        if source.model is not None:
+            record = record.model_copy(update={"speed": _speed(source, spec, settings, nfe=source.nfe)})
     if path is not None and settings.out is not None:
         write_atomic(path, record.dumps().encode())
         failure_path(settings.out, spec).unlink(missing_ok=True)
@@ -281,39 +280,8 @@ def _with_statistics(spec: RunSpec, settings: Settings) -> RunSpec:
     return spec.model_copy(update={"protocol": spec.protocol.model_copy(update={"name": name})})
 
 
-def _each_training_seed(spec: RunSpec, settings: Settings) -> list[_Source]:
-    """A source for each network of a model that was trained alike from several seeds; none where it is one network."""
-    found = []
-    for seed in train_seeds(spec):
-        sampler = spec.sampler.model_copy(update={"options": {**spec.sampler.options, TRAIN_SEED: seed}})
-        one = spec.model_copy(update={"sampler": sampler})
-        found.append(_model_source(open_model(one), one, settings))
-    return found
-
-
-def _measure(
-    spec: RunSpec,
-    data: Data,
-    settings: Settings,
-    source: _Source,
-    wanted: list[ScoreSpec],
-    started: float,
-    trained: list[_Source],
-) -> ResultRecord:
-    cost_free = _without_speed(spec, data, settings, source, wanted, started, trained)
-    if source.model is None:
-        return cost_free
-    return cost_free.model_copy(update={"speed": _speed(source, spec, settings, nfe=source.nfe)})
-
-
 def _without_speed(
-    spec: RunSpec,
-    data: Data,
-    settings: Settings,
-    source: _Source,
-    wanted: list[ScoreSpec],
-    started: float,
-    trained: list[_Source],
+    spec: RunSpec, data: Data, settings: Settings, source: _Source, wanted: list[ScoreSpec], started: float
 ) -> ResultRecord:
     """The record but for what sampling costs."""
     protocol = spec.protocol
@@ -326,7 +294,7 @@ def _without_speed(
     extractors = {name: Extraction(name, settings, spec.device) for name in _names(wanted)}
     real: dict[str, Reference] = {}
     found = []
-    for each in trained or [source]:
+    for each in source.parts or [source]:
         features = _features(each, protocol, extractors, settings)
         # After the features, so that images which cannot be used are refused before a long reference is made.
         real = real or {
@@ -341,11 +309,12 @@ def _without_speed(
                 )
             ]
         )
-    scores = found[0] if not trained else [_over_training_seeds(items) for items in zip(*found, strict=True)]
-    if trained:
-        source.nfe, source.notes = trained[0].nfe, [note for each in trained for note in each.notes]
-        source.gradient_evaluations = trained[0].gradient_evaluations
-        source.digest, source.store = digest([each.digest for each in trained]), {"training_seeds": len(trained)}
+    scores = found[0]
+    if parts := source.parts:
+        scores = [_over_training_seeds(items) for items in zip(*found, strict=True)]
+        source.nfe, source.notes = parts[0].nfe, [note for each in parts for note in each.notes]
+        source.gradient_evaluations = parts[0].gradient_evaluations
+        source.digest, source.store = digest([each.digest for each in parts]), {"training_seeds": len(parts)}
     return ResultRecord(
         model=source.label,
         family=source.family,
@@ -369,18 +338,15 @@ def recompute(record: ResultRecord, data: Data, settings: Settings) -> ResultRec
     if record.family in ("images", "external"):
         return "the record does not say where its images or its sampler are"
     source = _source(spec, data, settings, None, None)
-    trained = _each_training_seed(spec, settings)
-    if trained:
-        source.key = digest([each.key for each in trained])
     if source.key != record.samples_key:
         return f"other weights or options: the samples key is now {source.key[:12]}, was {record.samples_key[:12]}"
     missing = 0
-    for model in [each.model for each in trained or [source] if each.model is not None]:
+    for model in [each.model for each in source.parts or [source] if each.model is not None]:
         shards = SampleShards(settings.cache_folder, model.samples_key, spec.seed, model.micro_batch, model.shipped)
         missing += sum(shards.read(index) is None for index in shards.indices(spec.protocol.num_generated))
     if missing:
         return f"{missing} shards of its samples are not in the cache; `trilemma-bench run` makes them"
-    return _without_speed(spec, data, settings, source, _available_scores(spec.protocol, settings), started, trained)
+    return _without_speed(spec, data, settings, source, _available_scores(spec.protocol, settings), started)
 
 
 def images_of(spec: RunSpec, data: Data, settings: Settings) -> tuple[str, npt.NDArray[np.uint8]]:
@@ -471,6 +437,8 @@ class _Source:
     digest: str = ""
     store: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    parts: list[_Source] = field(default_factory=list)
+    """A source for each network, where several were trained alike and the record is their mean."""
 
 
 def _source(spec: RunSpec, data: Data, settings: Settings, model: OpenModel | None, images: ImageSet | None) -> _Source:
@@ -479,7 +447,15 @@ def _source(spec: RunSpec, data: Data, settings: Settings, model: OpenModel | No
     if spec.sampler.kind == "real":
         split = str(spec.sampler.options["split"])
         return _image_source(data.open(split), spec, label=f"real:split={split}", family="real")
-    return _model_source(model or open_model(spec), spec, settings)
+    opened = model or open_model(spec)
+    source = _model_source(opened, spec, settings)
+    for seed in opened.train_seeds:
+        sampler = spec.sampler.model_copy(update={"options": {**spec.sampler.options, TRAIN_SEED: seed}})
+        one = spec.model_copy(update={"sampler": sampler})
+        source.parts.append(_model_source(open_model(one), one, settings))
+    if source.parts:
+        source.key = digest([each.key for each in source.parts])
+    return source
 
 
 def _image_source(images: ImageSet, spec: RunSpec, *, label: str, family: str) -> _Source:

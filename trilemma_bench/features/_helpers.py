@@ -215,6 +215,25 @@ def find_weights(file: str, weights: Path | None, *, any_name: bool = False) -> 
     return None
 
 
+def missing(name: str, file: str, url: str, weights: Path | None) -> str | None:
+    """One line on how to get an extractor's weights file, or None where it is there."""
+    if find_weights(file, weights) is not None:
+        return None
+    return f"{name}: its weights are not at hand; download {url} into a folder that TRILEMMA_WEIGHTS names."
+
+
+def path_of(name: str, file: str, url: str, weights: Path | None) -> Path:
+    """The weights file of an extractor.
+
+    Raises:
+        WeightsError: It is not at hand; says how to get it.
+    """
+    path = find_weights(file, weights)
+    if path is None:
+        raise WeightsError(str(missing(name, file, url, weights)))
+    return path
+
+
 def read_weights(path: Path, *, sha256: str, allow_unverified: bool) -> tuple[dict[str, Tensor], str, bool]:
     """Read a state dict as data (`weights_only`) and hold it to the published digest.
 

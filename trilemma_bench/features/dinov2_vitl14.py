@@ -101,9 +101,7 @@ def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def available(weights: Path | None = None) -> str | None:
     """One line on how to get what is missing, or None where nothing is; downloads nothing."""
-    if _helpers.find_weights(FILE, weights) is not None:
-        return None
-    return f"{NAME}: its weights are not at hand; download {URL} into a folder that TRILEMMA_WEIGHTS names."
+    return _helpers.missing(NAME, FILE, URL, weights)
 
 
 def build(*, device: str = "cpu", weights: Path | None = None, allow_unverified: bool = False) -> Extractor:
@@ -112,9 +110,7 @@ def build(*, device: str = "cpu", weights: Path | None = None, allow_unverified:
     Raises:
         WeightsError: No weights, or those of another network.
     """
-    path = _helpers.find_weights(FILE, weights)
-    if path is None:
-        raise WeightsError(str(available(weights)))
+    path = _helpers.path_of(NAME, FILE, URL, weights)
     state, found, _ = _helpers.read_weights(path, sha256="", allow_unverified=True)
     network = network_of(state, path).to(device)
     resize = _helpers.Resize(SIZE, "tensorflow1", mean=0.0, std=255.0)

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trilemma_bench.errors import WeightsError
 from trilemma_bench.features import _helpers
 from trilemma_bench.kinds import Extractor, ExtractorKind
 from trilemma_bench.spec import digest
@@ -28,9 +27,7 @@ PREPROCESSING = f"bilinear tensorflow1 {SIZE}; ImageNet mean and deviation; fc2 
 
 def available(weights: Path | None = None) -> str | None:
     """One line on how to get what is missing, or None where nothing is; downloads nothing."""
-    if _helpers.find_weights(FILE, weights) is not None:
-        return None
-    return f"{NAME}: its weights are not at hand; download {URL} into a folder that TRILEMMA_WEIGHTS names."
+    return _helpers.missing(NAME, FILE, URL, weights)
 
 
 def build(*, device: str = "cpu", weights: Path | None = None, allow_unverified: bool = False) -> Extractor:
@@ -39,9 +36,7 @@ def build(*, device: str = "cpu", weights: Path | None = None, allow_unverified:
     Raises:
         WeightsError: No weights, or weights that are altered or of another network.
     """
-    path = _helpers.find_weights(FILE, weights)
-    if path is None:
-        raise WeightsError(str(available(weights)))
+    path = _helpers.path_of(NAME, FILE, URL, weights)
     state, found, verified = _helpers.read_weights(path, sha256=SHA256, allow_unverified=allow_unverified)
     from torchvision.models import vgg16
 

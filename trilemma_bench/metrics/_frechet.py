@@ -12,6 +12,7 @@ from trilemma_bench import stats
 from trilemma_bench.errors import ProtocolError
 from trilemma_bench.kinds import Array, Moments
 from trilemma_bench.metrics import _helpers
+from trilemma_bench.record import Score
 
 Float64 = _helpers.Float64
 
@@ -102,3 +103,25 @@ NAMES = {
 def name_of(extractor: str, is_inception: bool) -> tuple[str, str]:
     """Name and label of the distance on an extractor's features."""
     return ("fid", "FID") if is_inception else NAMES.get(extractor, (f"fd_{extractor}", f"FD ({extractor})"))
+
+
+def scored(
+    value: float, influences: Float64, *, fixed: str, bounds: tuple[float, float] = (-math.inf, math.inf)
+) -> Score:
+    """The score of a distance with the infinitesimal jackknife's error from each sample's influence, float64 [N].
+
+    Args:
+        value: The distance.
+        influences: See `influences`.
+        fixed: What the error takes for fixed, for the record.
+        bounds: Of the interval.
+    """
+    stderr = stats.mean_stderr(influences)
+    return Score(
+        value=value,
+        stderr=stderr,
+        interval=stats.symmetric_interval(value, stderr, bounds=bounds),
+        uncertainty=f"infinitesimal jackknife over generated samples; {fixed}",
+        n=len(influences),
+        replicates=stats.leave_out(value, influences, groups=_helpers.GROUPS),
+    )

@@ -76,16 +76,8 @@ def compute(*, real: Reference, generated: Mapping[str, Array], rng: np.random.G
     mean, factor = _frechet.mean_and_factor(features)
     value = _frechet.distance(real.moments, real_factor, mean, factor)
     influences = _frechet.influences(real.moments.mean, real_factor, mean, factor, features)
-    stderr = stats.mean_stderr(influences)
     (kind,) = _kinds(*_helpers.extractor_of(real))
-    score = Score(
-        value=value,
-        stderr=stderr,
-        interval=stats.symmetric_interval(value, stderr, bounds=(0, math.inf)),
-        uncertainty="infinitesimal jackknife over generated samples; the reference is fixed",
-        n=len(features),
-        replicates=stats.leave_out(value, influences, groups=_helpers.GROUPS),
-    )
+    score = _frechet.scored(value, influences, fixed="the reference is fixed", bounds=(0, math.inf))
     return {kind.name: score}
 
 

@@ -19,7 +19,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from trilemma_bench import stats
 from trilemma_bench.errors import ProtocolError
 from trilemma_bench.kinds import Array, Metric, Moments, Reference
 from trilemma_bench.metrics import _frechet, _helpers
@@ -80,15 +79,7 @@ def compute(*, real: Reference, generated: Mapping[str, Array], rng: np.random.G
         return {kind.name: Score.failed(str(error))}
     factor = _frechet.factor(real.moments.cov)
     influences = _frechet.influences(real.moments.mean, factor, *_frechet.mean_and_factor(features), features)
-    stderr = stats.mean_stderr(influences)
-    score = Score(
-        value=value,
-        stderr=stderr,
-        interval=stats.symmetric_interval(value, stderr),
-        uncertainty="infinitesimal jackknife over generated samples; the reference and its bias are fixed",
-        n=len(features),
-        replicates=stats.leave_out(value, influences, groups=_helpers.GROUPS),
-    )
+    score = _frechet.scored(value, influences, fixed="the reference and its bias are fixed")
     return {kind.name: score}
 
 

@@ -247,11 +247,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
         raise WeightsError(f"{path}: no such file. Give the path of a weights file after the @.")
     try:
         if path.suffix == ".safetensors":
-            from safetensors import safe_open
-
-            with safe_open(str(path), "pt") as stream:
-                header = stream.metadata() or {}
-                tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
+            tensors, header = read_safetensors(path)
             return tensors, json.loads(header["config"]) if "config" in header else None
         _check_zip(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -272,6 +268,18 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
         raise WeightsError(f"{path}: holds {type(content).__name__}, expected a state dict of tensors.")
     _check_sizes(content, path)
     return content, None
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and the texts of the header.
+
+    Raises:
+        OSError, safetensors.SafetensorError: Missing, or not such a file.
+    """
+    from safetensors import safe_open
+
+    with safe_open(str(path), "pt") as stream:
+        return {key: stream.get_tensor(key) for key in stream.keys()}, stream.metadata() or {}  # noqa: SIM118
 
 
 def _check_zip(path: Path) -> None:

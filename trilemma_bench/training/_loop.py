@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from trilemma_bench.errors import TrainingError, WeightsError
 from trilemma_bench.images import to_uint8, write_grid
 from trilemma_bench.kinds import ImageSet, Shape, is_points
+from trilemma_bench.samplers._helpers import read_safetensors
 from trilemma_bench.spec import Frozen
 from trilemma_bench.training import _checkpoint
 from trilemma_bench.training._ema import EmaSpec, ema_copy, ema_update
@@ -548,12 +549,11 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], **header: Mapping[s
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors in float32, and the header's `about`."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(str(path), "pt") as stream:
-            about = json.loads((stream.metadata() or {}).get("about", "{}"))
-            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118
+        tensors, header = read_safetensors(path)
+        about = json.loads(header.get("about", "{}"))
     except (OSError, ValueError, SafetensorError) as error:
         raise TrainingError(
             f"{path}: cannot be read ({error}). A folder to start from holds weights.safetensors and "
