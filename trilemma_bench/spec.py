@@ -102,12 +102,13 @@ class Protocol(Frozen):
         return tuple(dict.fromkeys(score.extractor for score in self.scores))
 
     def with_num_generated(self, count: int) -> Protocol:
-        """The variant of this protocol with another sample count: its name gains `@n<count>`."""
+        """The variant of this protocol with another sample count: its name gains `@n<count>`, its title says it."""
         if count == self.num_generated:
             return self
         if count < 2:
             raise ProtocolError(f"{self.name} needs at least 2 generated images; got --num-samples {count}.")
-        return self.model_copy(update={"name": f"{self.name}@n{count}", "num_generated": count})
+        title = self.title.replace(f"{self.num_generated:,}", f"{count:,}")
+        return self.model_copy(update={"name": f"{self.name}@n{count}", "title": title, "num_generated": count})
 
     @property
     def features_key(self) -> str:
