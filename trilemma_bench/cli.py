@@ -692,6 +692,7 @@ def explain(
     from trilemma_bench import explain as forks
     from trilemma_bench.figures import write_waterfalls
     from trilemma_bench.models import parse_model
+    from trilemma_bench.record import file_name
     from trilemma_bench.run import Settings, find_data, find_protocol, run_spec
     from trilemma_bench.store import write_atomic
 
@@ -702,7 +703,7 @@ def explain(
         spec = run_spec(parse_model(model), found, seed=seed, device=device, batch_size=batch_size)
         explanation = forks.explain(spec, data, settings)
     text = forks.to_markdown(explanation)
-    name = f"explain-{''.join(letter if letter.isalnum() else '_' for letter in model)[:80]}"
+    name = f"explain-{file_name(model, kept='')[:80]}"
     path = out / found.name / f"{name}.md"
     write_atomic(path, text.encode())
     paths = [path]

@@ -43,6 +43,11 @@ class Chain:
         return torch.cumprod(1 - self.betas, 0)
 
     @cached_property
+    def sigma(self) -> Tensor:
+        """float64 [T]: noise over signal, the deviation of the noise in x_t / sqrt(alpha_bar)."""
+        return ((1 - self.alpha_bar) / self.alpha_bar).sqrt()
+
+    @cached_property
     def alpha_bar_prev(self) -> Tensor:
         """float64 [T]: alpha_bar one step earlier; 1 before the first."""
         return torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]])

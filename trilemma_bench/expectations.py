@@ -34,7 +34,7 @@ from trilemma_bench.gate import (
 )
 from trilemma_bench.images import open_images, write_npz
 from trilemma_bench.models import OpenModel, open_model
-from trilemma_bench.record import ResultRecord
+from trilemma_bench.record import ResultRecord, file_name
 from trilemma_bench.run import Settings, evaluate_spec, find_data, find_protocol, own_cache, run_spec
 from trilemma_bench.spec import RunSpec, SamplerSpec
 from trilemma_bench.store import image_seeds, sha256, write_atomic
@@ -117,7 +117,7 @@ def _label(spec: RunSpec, model: OpenModel) -> str:
 
 
 def _stem(model: str, protocol: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "._=-@" else "_" for letter in f"{model}.{protocol}")
+    return file_name(f"{model}.{protocol}")
 
 
 def _check_repeatable(model: OpenModel, images: UInt8) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from trilemma_bench.errors import UsageError
 from trilemma_bench.frontier import Frontier, frontier
 from trilemma_bench.ranking import Cell, Column, Leaderboard, Table, find_column, has_column
+from trilemma_bench.record import file_name
 from trilemma_bench.render import header
 from trilemma_bench.sweep import Curve, curves
 
@@ -49,7 +50,7 @@ def write_figures(
     with _style(serif):
         for number, table in enumerate(board.tables):
             several = sum(other.protocol == table.protocol for other in board.tables) > 1
-            stem = _file_name(table.protocol) + (f"-{number}" if several else "")
+            stem = file_name(table.protocol) + (f"-{number}" if several else "")
             for name, figure in _figures(table, metric, WIDTHS[width]):
                 paths += _save(figure, folder / f"{stem}-{name}")
     if not paths:
@@ -149,7 +150,7 @@ def write_waterfalls(name: str, moves: Mapping[str, Sequence[tuple[str, float]]]
             axes.bar_label(shown, [f"{moved:+.3g}" for _, moved in ordered], padding=3)
             axes.axvline(0, color="0.3", linewidth=0.8)
             axes.margins(x=0.15)
-            paths += _save(figure, folder / _file_name(f"{name}-{label}"))
+            paths += _save(figure, folder / file_name(f"{name}-{label}"))
     return paths
 
 
@@ -216,7 +217,3 @@ def _plain(text: str) -> str:
 
 def _short(text: str) -> str:
     return _plain(text) if len(text) <= 32 else _plain(text[:31]) + "…"
-
-
-def _file_name(text: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "._=-@" else "_" for letter in text)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from trilemma_bench.errors import UsageError
+from trilemma_bench.images import to_uint8
 from trilemma_bench.loggers import Logger
 from trilemma_bench.record import ResultRecord
 from trilemma_bench.run import Settings, evaluate, own_cache
@@ -137,7 +138,6 @@ def pipeline_sample(pipeline: Any, **call: Any) -> Sample:
         generators = [torch.Generator().manual_seed(seed) for seed in mixed]
         images = pipeline(batch_size=len(seeds), generator=generators, output_type="np", **call).images
         # The pipeline gives floats [N, H, W, C] in 0..1.
-        levels = (torch.from_numpy(np.asarray(images)).permute(0, 3, 1, 2) * 255).round().clamp(0, 255)
-        return levels.byte().contiguous()
+        return to_uint8(torch.from_numpy(np.asarray(images)).permute(0, 3, 1, 2), low=0, high=1).contiguous()
 
     return sample

@@ -18,6 +18,11 @@ Versioned = TypeVar("Versioned", bound=Frozen)
 Axis = Literal["quality", "coverage", "speed"]
 
 
+def file_name(text: str, *, kept: str = "._=-@") -> str:
+    """`text` as part of a file name: letters, digits and `kept` as they are, all else as `_`."""
+    return "".join(letter if letter.isalnum() or letter in kept else "_" for letter in text)
+
+
 def read_versioned(
     kind: type[Versioned], path: Path, version: int, *, what: str, remedy: str, other_version: str
 ) -> Versioned:
@@ -180,7 +185,7 @@ class ResultRecord(Frozen):
     @property
     def name(self) -> str:
         """`<model>-<first 12 digits of the spec's and weights' digest>`: the file name of the record."""
-        safe = "".join(letter if letter.isalnum() or letter in "._=-" else "_" for letter in self.model)
+        safe = file_name(self.model, kept="._=-")
         key = digest([self.spec.digest, self.samples_key])
         return f"{safe[:80]}-{key[:12]}"
 

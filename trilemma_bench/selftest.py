@@ -16,7 +16,7 @@ from trilemma_bench.run import Data, Settings, evaluate_spec, find_protocol, run
 from trilemma_bench.spec import Frozen, Protocol
 
 
-class Expectation(Frozen):
+class Constant(Frozen):
     """One published constant: a score of real images under a protocol, and how near it must be."""
 
     sampler: str
@@ -32,7 +32,7 @@ class Expectation(Frozen):
 class Outcome(Frozen):
     """What was expected and what was found; `found` None where there was no number, and then `failure` says why."""
 
-    expected: Expectation
+    expected: Constant
     found: float | None
     failure: str = ""
 
@@ -42,8 +42,8 @@ class Outcome(Frozen):
         return self.found is not None and abs(self.found - self.expected.value) <= self.expected.within
 
 
-def read_golden(source: str | Path) -> list[Expectation]:
-    """The expectations of a protocol by its name, or of a TOML file.
+def read_golden(source: str | Path) -> list[Constant]:
+    """The published constants of a protocol by its name, or of a TOML file.
 
     Raises:
         UsageError: No such file, or one that is not valid.
@@ -53,15 +53,15 @@ def read_golden(source: str | Path) -> list[Expectation]:
             text = source.read_text()
         else:
             text = (resources.files("trilemma_bench") / "published" / f"golden-{source}.toml").read_text()
-        return [Expectation.model_validate(item) for item in tomllib.loads(text)["expect"]]
+        return [Constant.model_validate(item) for item in tomllib.loads(text)["expect"]]
     except FileNotFoundError as error:
         raise UsageError(f"{source} has no published constants to be tested against; cifar10-paper-v1 has.") from error
     except (ValidationError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
         raise UsageError(f"{source}: not a golden file: {error}") from error
 
 
-def run(data: Data, protocol_name: str, settings: Settings, golden: Sequence[Expectation]) -> list[Outcome]:
-    """Measure each expectation, with its metric alone.
+def run(data: Data, protocol_name: str, settings: Settings, golden: Sequence[Constant]) -> list[Outcome]:
+    """Measure each constant, with its metric alone.
 
     Raises:
         DataError: The real images are not at hand.
@@ -78,7 +78,7 @@ def run(data: Data, protocol_name: str, settings: Settings, golden: Sequence[Exp
     return outcomes
 
 
-def _only(protocol: Protocol, item: Expectation) -> Protocol:
+def _only(protocol: Protocol, item: Constant) -> Protocol:
     chosen = tuple(each for each in protocol.scores if (each.metric, each.extractor) == (item.metric, item.extractor))
     if not chosen:
         raise UsageError(f"{protocol.name} has no {item.metric} on {item.extractor}.")

@@ -40,8 +40,7 @@ class NCSNSampler(NoisePredictor):
     def __init__(self, options: Options, weights: Weights, **settings: Any) -> None:
         super().__init__("ncsn", weights, **settings)
         self.options = options
-        alpha_bar = self.chain.alpha_bar
-        sigmas = ((1 - alpha_bar) / alpha_bar).sqrt()
+        sigmas = self.chain.sigma
         low = max(options.sigma_min or 0.0, float(sigmas[0]))
         high = min(options.sigma_max or math.inf, float(sigmas[-1]))
         wanted = torch.logspace(math.log10(high), math.log10(low), options.levels, dtype=torch.float64)
@@ -64,7 +63,7 @@ class NCSNSampler(NoisePredictor):
         return y - last * self._eps(y, self.times[-1]) if self.options.denoise else y
 
     def _sigma(self, t: int) -> float:
-        return math.sqrt((1 - self.alpha_bar(t)) / self.alpha_bar(t))
+        return float(self.chain.sigma[t])
 
     def _eps(self, y: Tensor, t: int) -> Tensor:
         return self.predict_noise(math.sqrt(self.alpha_bar(t)) * y, t)

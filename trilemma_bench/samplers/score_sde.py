@@ -52,9 +52,8 @@ class ScoreSDESampler(NoisePredictor):
         self.options = options
         steps = options.steps or len(self.chain)
         self.pairs = ddim_pairs(len(self.chain), steps, options.spacing)
-        # sigma = s / a at every index, by which the continuous solvers measure time.
-        alpha_bar = self.chain.alpha_bar
-        self.log_sigma = torch.log(((1 - alpha_bar) / alpha_bar).sqrt())
+        # The continuous solvers measure time by it.
+        self.log_sigma = torch.log(self.chain.sigma)
 
     @property
     def expected_nfe(self) -> int | None:
