@@ -145,8 +145,9 @@ def test_the_ddgan_step_trains_each_network_by_its_own_loss(task: DDGANTask, cas
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-def test_the_denoising_term_falls_to_nothing_and_the_papers_recipe_has_none() -> None:
-    task = tiny_task("ddgan", denoising=10.0, denoising_kimg=2 * BATCH / 1000)
+@pytest.mark.parametrize("end", [0.0, 2.0])
+def test_the_denoising_term_falls_to_its_end_and_the_papers_recipe_has_none(end: float) -> None:
+    task = tiny_task("ddgan", denoising=10.0, denoising_end=end, denoising_kimg=2 * BATCH / 1000)
     images = torch.rand(BATCH, *task.image_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
     def loss_g(task: Any, number: int) -> float:
@@ -155,12 +156,13 @@ def test_the_denoising_term_falls_to_nothing_and_the_papers_recipe_has_none() ->
 
     state = copy.deepcopy(task.state())
     extra = []
-    for number in range(3):
+    for number in range(4):
         task.load_state(copy.deepcopy(state))
         extra.append(loss_g(task, number) - loss_g(tiny_task("ddgan", denoising=0.0), number))
     assert extra[0] == pytest.approx(10 * float(images.square().mean()), rel=0.2)  # an untrained network says nearly 0
-    assert extra[1] == pytest.approx(extra[0] / 2, rel=0.01)
-    assert extra[2] == 0
+    assert extra[1] == pytest.approx(extra[0] * (10 + end) / 20, rel=0.01)
+    assert extra[2] == pytest.approx(extra[0] * end / 10, rel=0.01)
+    assert extra[3] == pytest.approx(extra[2], rel=0.01)
     assert RECIPES["paper"].denoising == 0
 
 
