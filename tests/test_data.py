@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from trilemma_bench import fetch, registry
-from trilemma_bench.data import _helpers, cifar10, image_folder, mnist
+from trilemma_bench.data import _helpers, cifar10, image_folder, mnist, stackedmnist
 from trilemma_bench.errors import DataError
 from trilemma_bench.images import ArrayImages, fingerprint, write_npz, write_png_folder
 from trilemma_bench.kinds import ImageSet, UInt8Images
@@ -373,6 +373,57 @@ def test_broken_idx_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x").write_bytes(data)
     with pytest.raises(DataError, match=r"not an idx file|Is the file complete\?"):
         mnist.read_idx(tmp_path / "x")
+
+
+# --- StackedMNIST -----------------------------------------------------------------------------------------
+
+
+def write_mnist(folder: Path, split: str, pixels: UInt8Images, labels: np.ndarray[Any, Any]) -> None:
+    for name, array in ((f"{split}-images-idx3-ubyte", pixels), (f"{split}-labels-idx1-ubyte", labels)):
+        (folder / name).write_bytes(idx(array))
+
+
+def test_stacked_digits_stand_in_the_middle_and_the_class_reads_red_green_blue() -> None:
+    digits = np.random.default_rng(0).integers(1, 256, (7, 1, 28, 28), np.uint8)
+    labels = np.array([3, 1, 4, 1, 5, 9, 2])
+    images = stackedmnist.stack(ArrayImages(digits, "", labels), np.array([[0, 1, 2], [5, 5, 6]]))
+    pixels = images.read(0, 2)
+    assert pixels.shape == (2, 3, 32, 32)
+    assert np.array_equal(pixels[0, :, 2:-2, 2:-2], digits[:3, 0])
+    assert not pixels[:, :, [0, 1, -2, -1]].any() and not pixels[:, :, :, [0, 1, -2, -1]].any()
+    assert images.labels is not None and images.labels.tolist() == [314, 992]
+
+
+def test_each_channel_has_each_digit_once_a_round_in_an_order_of_its_own() -> None:
+    order = stackedmnist.orders(50, 2, seed=0)
+    assert order.shape == (100, 3)
+    for column in range(3):
+        for start in (0, 50):
+            assert sorted(order[start : start + 50, column]) == list(range(50))
+    assert len({tuple(column) for column in order.reshape(2, 50, 3).transpose(0, 2, 1).reshape(6, 50)}) == 6
+    assert np.array_equal(order, stackedmnist.orders(50, 2, seed=0))
+    assert not np.array_equal(order, stackedmnist.orders(50, 2, seed=1))
+
+
+def test_stacked_mnist_is_made_of_the_digits_on_disk(
+    small_mnist: tuple[UInt8Images, UInt8Images], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_mnist(tmp_path, "t10k", *small_mnist)
+    monkeypatch.setattr(stackedmnist, "COUNTS", {"test": 18})
+    with pytest.raises(DataError, match="not the images of stackedmnist:test"):
+        stackedmnist.open_split("test", tmp_path)
+    made = stackedmnist.stack(mnist.open_split("test", tmp_path), stackedmnist.orders(6, 3, seed=1))
+    monkeypatch.setattr(stackedmnist, "FINGERPRINTS", {"test": fingerprint(made)})
+    opened = stackedmnist.open_split("test", tmp_path)
+    assert (opened.name, len(opened), opened.shape) == ("stackedmnist:test", 18, (3, 32, 32))
+    assert opened.labels is not None and np.bincount(opened.labels // 100).tolist() == [3] * 6
+
+
+def test_real_stacked_mnist_has_its_fingerprint_and_nearly_all_classes(data_root: Path) -> None:
+    images = registry.get("dataset", "stackedmnist").open("test", data_root)
+    assert fingerprint(images) == stackedmnist.FINGERPRINTS["test"]
+    assert images.labels is not None
+    assert len(np.unique(images.labels)) == 1000
 
 
 # --- one's own images -------------------------------------------------------------------------------------
