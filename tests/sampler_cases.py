@@ -78,7 +78,15 @@ TINY: dict[str, Tiny] = {
     "ddim": Tiny({"unet": TINY_UNET}, {"steps": 4, "eta": 0.5}, (3, 8, 8)),
     "ddpm": Tiny({"unet": {**TINY_UNET, "in_channels": 12, "out_channels": 12, "pixel_block": 2}}, {"steps": 4}),
     "diffusers": Tiny({"unet": TINY_UNET}, {"steps": 4}, (3, 8, 8)),
-    "gan": Tiny({"generator": {"class": "mlp", "width": 8, "nz": 3}, "scale": 20.0}, image_shape=(2,)),
+    "gan": Tiny(
+        {
+            "generator": {"class": "mlp", "width": 8, "nz": 3, "time_dim": 0},
+            "discriminator": {"class": "mlp", "width": 8, "time_dim": 0},
+            "scale": 20.0,
+        },
+        {"dgflow": 2, "step_size": 0.01, "noise": 0.01},
+        (2,),
+    ),
     "ncsn": Tiny({"unet": TINY_UNET}, {"levels": 2, "steps_each": 2}, (3, 8, 8)),
     "score_sde": Tiny({"unet": TINY_UNET}, {"steps": 3, "solver": "pc"}, (3, 8, 8)),
     "stylegan2": Tiny({"generator": TINY_STYLEGAN2}),

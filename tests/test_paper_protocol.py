@@ -163,6 +163,6 @@ def test_the_selftest_without_weights_says_how_to_get_them(
     monkeypatch.setenv("TRILEMMA_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(SystemExit) as left:
-        cli.main(["selftest", "--quiet", "--data-root", str(tmp_path)])
+        cli.main(["selftest", "--protocol", "paper", "--quiet", "--data-root", str(tmp_path)])
     assert left.value.code == 2
     assert "error:" in capsys.readouterr().err

@@ -29,7 +29,7 @@ TINY_RECIPES: dict[str, dict[str, Any]] = {
     "ddpm": {"unet": {**TINY_UNET, "dropout": 0.1}, "num_train_steps": 10, "warmup_steps": 4},
     "gan": {
         "generator": {"class": "mlp", "width": 8, "nz": 3, "members": 2},
-        "discriminator": {"class": "mlp", "width": 8, "members": 2},
+        "discriminator": {"class": "mlp", "width": 8, "time_dim": 0, "members": 2},
     },
     "stylegan2": {
         "generator": TINY_STYLEGAN2,

@@ -718,29 +718,59 @@ def explain(
 
 @app.command(epilog=EPILOG)
 def selftest(
-    protocol: ProtocolOption = "paper",
-    dataset: DatasetOption = "cifar10",
+    protocol: Annotated[
+        str | None, typer.Option(help="paper, or a full name: published constants of it; else known damage.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Data set; else gaussians25 for damage, cifar10 for published constants.")
+    ] = None,
     golden: Annotated[Path | None, typer.Option(help="Another file of published constants (TOML).")] = None,
+    num_samples: Annotated[int, typer.Option(help="Samples in each damaged set.", min=2)] = 1000,
     device: DeviceOption = "cpu",
     data_root: DataRootOption = None,
     inception_weights: InceptionOption = None,
     quiet: QuietOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the doses as JSON and nothing else.")] = False,
 ) -> None:
-    """Measure published constants of the real data again: does this installation measure what the field does?"""
+    """Does this installation see known damage, and measure what the field does?
+
+    Without --protocol real samples are damaged in growing doses, and the table says the smallest dose that each score
+    sees; exit code 1 where no score sees one of the damages. With --protocol paper, published constants of the real
+    images are measured again.
+    """
     from trilemma_bench import selftest as tests
     from trilemma_bench.run import Settings, find_data, find_protocol
 
-    with _progress(quiet) as report:
+    with _progress(quiet or as_json) as report:
         settings = Settings(data_root=data_root, inception_weights=inception_weights, report=report)
-        data = find_data(dataset, settings)
-        name = find_protocol(protocol, data).name
-        outcomes = tests.run(data, protocol, settings, tests.read_golden(golden or name))
+        if protocol is None and golden is None:
+            data = find_data(dataset or "gaussians25", settings)
+            found = tests.detect(data, find_protocol("lite", data), settings, num_samples=num_samples)
+        else:
+            data = find_data(dataset or "cifar10", settings)
+            name = find_protocol(protocol or "paper", data).name
+            outcomes = tests.run(data, protocol or "paper", settings, tests.read_golden(golden or name))
+    if protocol is None and golden is None:
+        _print_detections(found, as_json=as_json)
+        raise typer.Exit(1 if tests.unseen(found) else 0)
     for each in outcomes:
         verdict = "holds" if each.holds else "DOES NOT HOLD"
-        found = each.failure if each.found is None else f"{each.found:.4f}"
-        print(f"{verdict}: {each.expected.source}: {found}, expected {each.expected.value} ± {each.expected.within}")
+        value = each.failure if each.found is None else f"{each.found:.4f}"
+        print(f"{verdict}: {each.expected.source}: {value}, expected {each.expected.value} ± {each.expected.within}")
     if not all(each.holds for each in outcomes):
         raise typer.Exit(1)
+
+
+def _print_detections(found: list[Any], *, as_json: bool) -> None:
+    """The smallest dose that each score sees: a row a score, a column a damage."""
+    from dataclasses import asdict
+
+    from trilemma_bench import selftest as tests
+
+    if as_json:
+        print(json.dumps([asdict(each) for each in found], indent=2))
+        return
+    print(tests.to_markdown(found))
 
 
 LISTS = {

@@ -304,7 +304,7 @@ def _without_speed(
             [
                 item
                 for score in wanted
-                for item in _score(
+                for item in score_features(
                     score, protocol, extractors[score.extractor], real[score.extractor], features[score.extractor]
                 )
             ]
@@ -707,7 +707,7 @@ def score_rng(protocol: Protocol, key: str) -> np.random.Generator:
     return np.random.default_rng([protocol.rng_seed, int(key[:12], 16)])
 
 
-def _score(
+def score_features(
     score: ScoreSpec,
     protocol: Protocol,
     extraction: Extraction,

@@ -162,13 +162,13 @@ class Decoder(MLP):
 
 
 class Critic(MLP):
-    """x float [N, D] -> one number, float [N, 1]."""
+    """(x float [N, D], t [N] or None) -> one number, float [N, 1]; `time_dim` 0 is a network that knows no t."""
 
     def __init__(self, config: MLPConfig) -> None:
-        super().__init__(config.model_copy(update={"time_dim": 0}), config.dimensions, 1)
+        super().__init__(config, config.dimensions, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(x, None)
+    def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
+        return self.run(x, t)
 
 
 def parse(config: Mapping[str, Any]) -> MLPConfig:
@@ -210,7 +210,7 @@ def build_discriminator(config: Mapping[str, Any]) -> nn.Module:
     return Discriminator(parse(config))
 
 
-PARTS = ("mlp", "generator")
+PARTS = ("mlp", "generator", "discriminator")
 """Keys under which the configuration of weights may hold that of a network."""
 
 

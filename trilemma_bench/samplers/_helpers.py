@@ -10,6 +10,7 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -355,3 +356,17 @@ def network_of(weights: Weights, part: str, build: Any) -> nn.Module:
     except (UsageError, TypeError) as error:
         raise WeightsError(f"{weights.source}: its configuration is not one of this network: {error}") from error
     return net
+
+
+def part_of(weights: Weights, name: str, build: Any) -> Any:
+    """The network of one part of the configuration, with the tensors under its name.
+
+    Raises:
+        WeightsError: As `network_of` and `built`.
+    """
+    net = network_of(weights, name, build)
+    if weights.tensors is None:
+        return net
+    prefix = f"{name}."
+    own = {k.removeprefix(prefix): v for k, v in weights.tensors.items() if k.startswith(prefix)}
+    return built(net, replace(weights, tensors=own, source=f"{weights.source} ({name})"))

@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,9 +32,8 @@ from trilemma_bench.samplers._helpers import (
     X_T,
     ImageSampler,
     Noise,
-    built,
     make_weights,
-    network_of,
+    part_of,
     read_tensors,
 )
 from trilemma_bench.spec import Frozen
@@ -68,7 +66,7 @@ class ADMSampler(ImageSampler):
 
     def __init__(self, options: Options, weights: Weights, **settings: Any) -> None:
         config = weights.config
-        denoiser = _part(weights, "denoiser", build_unet)
+        denoiser = part_of(weights, "denoiser", build_unet)
         shape = (3, denoiser.config.image_size, denoiser.config.image_size)
         super().__init__("adm", {"denoiser": denoiser}, shape, identity=weights.digest, **settings)
         self.options = options
@@ -90,7 +88,7 @@ class ADMSampler(ImageSampler):
                 f"guidance={self.options.guidance:g} needs a classifier, and {weights.source} has none. Give a folder "
                 "that holds both files, such as 64x64_diffusion.pt and 64x64_classifier.pt."
             )
-        classifier = _part(weights, "classifier", build_classifier)
+        classifier = part_of(weights, "classifier", build_classifier)
         size, classes = classifier.config.image_size, classifier.config.num_classes
         if size != self.image_shape[1] or self.num_classes not in (None, classes):
             raise WeightsError(
@@ -173,16 +171,6 @@ class ADMSampler(ImageSampler):
 
     def _alpha_bar(self, t: int) -> float:
         return float(self.chain.alpha_bar[t]) if t >= 0 else 1.0
-
-
-def _part(weights: Weights, name: str, build: Any) -> Any:
-    """The network of one part of the configuration, with the tensors under its name."""
-    net = network_of(weights, name, build)
-    if weights.tensors is None:
-        return net
-    prefix = f"{name}."
-    own = {k.removeprefix(prefix): v for k, v in weights.tensors.items() if k.startswith(prefix)}
-    return built(net, replace(weights, tensors=own, source=f"{weights.source} ({name})"))
 
 
 # --- files --------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """One-shot GANs on points: non-saturating with R1, spectral norm, or Wasserstein with a gradient penalty.
 
 Goodfellow et al. 2014, arXiv 1406.2661 (non-saturating loss); Mescheder et al. 2018, arXiv 1801.04406 (R1); SNGAN:
-Miyato et al. 2018, arXiv 1802.05957; WGAN-GP: Gulrajani et al. 2017, arXiv 1704.00028, algorithm 1.
+Miyato et al. 2018, arXiv 1802.05957; WGAN-GP: Gulrajani et al. 2017, arXiv 1704.00028, algorithm 1. Diffusion as
+augmentation: Xiao, Kreis & Vahdat 2022, arXiv 2112.07804, section 5.2.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trilemma_bench.diffusion import GanChain, at
 from trilemma_bench.kinds import TrainerKind
 from trilemma_bench.nets import mlp
 from trilemma_bench.training._ema import EmaSpec
@@ -27,6 +29,9 @@ class GANRecipe(Recipe):
     penalty: float = 0.0
     critic_steps: int = 1
     """Steps of the discriminator for one of the generator; each is a step of the run."""
+    augment: int = 0
+    """Real and generated points reach the discriminator as x_t of DDGAN's chain of so many steps, with t, the first of
+    which is clean; 0 for points as they are."""
     lr: float
     scale: float
     """Points of the data set are this times those of the networks."""
@@ -34,7 +39,10 @@ class GANRecipe(Recipe):
 
 def recipe(*, width: int, members: int, batch: int, steps: int, lr: float, frequencies: int = 0, **changes: Any) -> Any:
     """A recipe for `steps` steps of batches of `batch` points a member."""
-    shared = {"class": "mlp", "width": width, "depth": 3, "members": members, "activation": "leaky_relu"}
+    shared = {
+        "class": "mlp", "width": width, "depth": 3, "members": members, "activation": "leaky_relu",
+        "time_dim": 16 if changes.get("augment") else 0, "extent": changes.pop("extent", 1.0),
+    }  # fmt: skip
     critic = {**shared, "frequencies": frequencies, "spectral_norm": changes.pop("spectral_norm", False)}
     settings = {
         "batch": members * batch, "duration_kimg": members * batch * steps / 1000, "ema": EmaSpec(decay=0.998),
@@ -50,6 +58,8 @@ RECIPES = {
     "gaussians25-cpu": recipe(**_CPU),
     "gaussians25-cpu-sn": recipe(**_CPU, spectral_norm=True, penalty=0.0),
     "gaussians25-cpu-wgan-gp": recipe(**_CPU, loss="wgan_gp", penalty=0.1, critic_steps=5),
+    # Not scaled, as DDGAN's points are, so that the chain's noises are the same ones.
+    "gaussians25-cpu-augment": recipe(**_CPU, augment=4, scale=1.0, extent=5.0, penalty=0.05),
 }
 
 
@@ -58,7 +68,7 @@ class GANTask(Task):
 
     recipe: GANRecipe
     config: dict[str, Any]
-    averaged = ("G",)
+    averaged = ("G", "D")
 
     def __init__(self, recipe: GANRecipe, device: torch.device, *, compile: bool = False) -> None:
         super().__init__(recipe, device, compile=compile)
@@ -70,7 +80,10 @@ class GANTask(Task):
             name: torch.optim.Adam(net.parameters(), lr=recipe.lr, betas=(0.5, 0.9), fused=True)
             for name, net in self.networks.items()
         }
-        self.config = {"generator": dict(recipe.generator), "scale": recipe.scale}
+        self.config = {
+            "generator": dict(recipe.generator), "discriminator": dict(recipe.discriminator), "scale": recipe.scale,
+        }  # fmt: skip
+        self.chain = GanChain(recipe.augment) if recipe.augment else None
         self.scale = recipe.scale
         found = mlp.parse(recipe.generator)
         self.nz, self.image_shape = found.nz, (found.dimensions,)
@@ -84,36 +97,47 @@ class GANTask(Task):
         recipe = self.recipe
         with torch.no_grad():
             generated = self.networks["G"](step.randn(recipe.batch, self.nz, device=self.device))
-        loss_d = self.discriminator_loss(images, generated, step)
+        loss_d = self.discriminator_loss(*self._shown(images, generated, step), step)
         self.update("D", loss_d)
         losses = {"loss_d": loss_d.detach()}
         if step.number % recipe.critic_steps == 0:
-            loss_g = self.generator_loss(self.networks["G"](step.randn(recipe.batch, self.nz, device=self.device)))
+            generated = self.networks["G"](step.randn(recipe.batch, self.nz, device=self.device))
+            _, shown, t = self._shown(images, generated, step)
+            loss_g = self.generator_loss(shown, t)
             self.update("G", loss_g)
             self.extra["loss_g"] = float(loss_g.detach())
         return {**losses, "loss_g": torch.tensor(self.extra["loss_g"])}
 
-    def discriminator_loss(self, real: Tensor, generated: Tensor, step: Step) -> Tensor:
+    def _shown(self, real: Tensor, generated: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What D sees of both, and the t that it is told."""
+        if self.chain is None:
+            return real, generated, None
+        t = step.randint(self.recipe.augment, self.recipe.batch, self.device)
+        a, s = at(self.chain.signal, t, real), at(self.chain.noise, t, real)
+        noises = [step.randn(self.recipe.batch, *self.image_shape, device=self.device) for _ in range(2)]
+        return a * real + s * noises[0], a * generated + s * noises[1], t
+
+    def discriminator_loss(self, real: Tensor, generated: Tensor, t: Tensor | None, step: Step) -> Tensor:
         """The scalar that D descends, its penalty included."""
         wasserstein, net = self.recipe.loss == "wgan_gp", self.networks["D"]
-        at = real
+        seen = real
         if wasserstein:
             part = step.local(torch.rand(self.recipe.batch, 1, generator=step.rng)).to(real.device)
-            at = part * real + (1 - part) * generated
-        at = at.detach().requires_grad_(True)
-        logits = net(at)
+            seen = part * real + (1 - part) * generated
+        seen = seen.detach().requires_grad_(True)
+        logits = net(seen, t)
         penalty = logits.new_zeros(())
         if self.recipe.penalty:
-            (gradient,) = torch.autograd.grad(logits.sum(), at, create_graph=True)
+            (gradient,) = torch.autograd.grad(logits.sum(), seen, create_graph=True)
             norm = gradient.square().sum(1)
             penalty = ((norm + 1e-12).sqrt() - 1).square().mean() if wasserstein else norm.mean() / 2
         if wasserstein:
-            return net(generated).mean() - net(real).mean() + self.recipe.penalty * penalty
-        return F.softplus(-logits).mean() + F.softplus(net(generated)).mean() + self.recipe.penalty * penalty
+            return net(generated, t).mean() - net(real, t).mean() + self.recipe.penalty * penalty
+        return F.softplus(-logits).mean() + F.softplus(net(generated, t)).mean() + self.recipe.penalty * penalty
 
-    def generator_loss(self, generated: Tensor) -> Tensor:
+    def generator_loss(self, generated: Tensor, t: Tensor | None) -> Tensor:
         """The scalar that G descends."""
-        logits: Tensor = self.networks["D"](generated)
+        logits: Tensor = self.networks["D"](generated, t)
         return -logits.mean() if self.recipe.loss == "wgan_gp" else F.softplus(-logits).mean()
 
     @torch.no_grad()
@@ -124,7 +148,7 @@ class GANTask(Task):
 
     @property
     def product(self) -> nn.Module:
-        return self.averages["G"]
+        return nn.ModuleDict({"generator": self.averages["G"], "discriminator": self.averages["D"]})
 
 
 TRAINER = TrainerKind(
