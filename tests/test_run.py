@@ -314,6 +314,7 @@ def test_shipped_samples_are_used_after_a_handful_was_made_again(world32):
     assert store["made_again"]["agrees"] is True
     assert len(store["made_again"]["seeds"]) == 4
     assert numbers(record) == numbers(again)
+    assert record.provenance.weights_source == "baselines/ddpm/weights.safetensors"
 
 
 def test_altered_shipped_samples_are_set_aside_and_drawn_anew(world32):

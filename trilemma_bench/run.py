@@ -29,6 +29,7 @@ from pydantic import ValidationError
 import trilemma_bench
 from trilemma_bench import reference as references
 from trilemma_bench import registry, speed
+from trilemma_bench.cards import baselines_folder
 from trilemma_bench.errors import DataError, ProtocolError, UsageError, WeightsError, unknown_name
 from trilemma_bench.fetch import file_sha256
 from trilemma_bench.images import fingerprint, open_images
@@ -796,7 +797,8 @@ def _provenance(
         dirty=dirty,
         versions=_versions(),
         weights_digest=weights.digest if weights is not None else None,
-        weights_source=weights.source if weights is not None else None,
+        # A shipped baseline lies elsewhere on every machine.
+        weights_source=weights.source.removeprefix(f"{baselines_folder().parent}/") if weights is not None else None,
         data_fingerprint=train["fingerprint"] if train else None,
         reference_digests={name: item.identity for name, item in real.items()},
         extractor_identities={name: item.extractor.identity for name, item in extractors.items()},
