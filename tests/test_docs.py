@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer.main
 
 from trilemma_bench import kinds, registry
-from trilemma_bench.cli import app
+from trilemma_bench.cli import app, main
+from trilemma_bench.errors import UsageError
 from trilemma_bench.models import parse_models
+from trilemma_bench.results import read_records
 from trilemma_bench.spec import Protocol, _parse_protocol, protocol_names
+from trilemma_bench.training import train_model
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -61,8 +66,6 @@ def test_the_protocol_of_the_site_is_one() -> None:
 
 
 def test_the_metric_of_the_site_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    import numpy as np
-
     (source,) = [block for block in blocks(DOCS / "metric.md", "python") if "METRIC =" in block]
     found: dict[str, Any] = {}
     exec(compile(source, "docs/metric.md", "exec"), found)
@@ -101,3 +104,40 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         if cell["cell_type"] == "code":
             exec(compile("".join(cell["source"]), f"notebook, cell {number}", "exec"), names)
     assert (names["folder"] / "report.html").is_file()
+
+
+def test_the_trainer_of_the_site_trains_through_the_usual_command_and_its_sampler_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    trainer, sampler = [block for block in blocks(DOCS / "training.md", "python") if "mlp" in block]
+    assert len([line for line in trainer.splitlines() if line.strip()]) <= 30
+    (tmp_path / "mine.py").write_text(trainer + sampler)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    monkeypatch.setenv("TRILEMMA_CACHE", str(tmp_path / "cache"))
+    data = "--dataset gaussians25"
+    for command in (
+        f"train mine:TRAINER {data} --recipe small --kimg 100 --out runs/mine --quiet",
+        f"run --models mine:Sampler {data} --num-samples 100 --quiet",
+    ):
+        with pytest.raises(SystemExit) as left:
+            main(command.split())
+        assert left.value.code == 0
+    (record,) = read_records(tmp_path / "results")
+    score = record.score("modes_captured")
+    assert score is not None and score.value is not None and 0 <= score.value <= 25
+    assert record.speed is not None and record.speed.nfe == 20
+    with np.load(next((tmp_path / "cache" / "samples").rglob("*.npz"))) as shard:
+        assert np.abs(shard["data_images"]).max() > 2  # in the units of the data
+
+
+def test_a_trainer_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "no_trainer.py").write_text("TRAINER = 5")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, message in (
+        ("no_trainer:TRAINER", "is int; a kinds.TrainerKind is needed"),
+        ("nowhere:T", "There are ddg"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            train_model(name, dataset="gaussians25", out=tmp_path / "run")

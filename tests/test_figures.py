@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from ranking_cases import FD, RECALL, record, score, scored, speed
 
@@ -74,6 +75,32 @@ def test_marks_lie_where_the_numbers_are() -> None:
     places = {tuple(mark.get_offsets()[0]) for mark in axes.collections if len(mark.get_offsets()) == 1}
     assert {(2.0, 40.0), (4.0, 20.0), (20.0, 15.0), (0.1, 30.0)} <= places
     assert axes.get_xscale() == "log"
+
+
+def test_points_have_a_panel_each_with_what_they_cost(tmp_path: Path) -> None:
+    table = rows(RECORDS).tables[0]
+    centres = np.array([[-1.0, 0.0], [1.0, 0.0]])
+    clouds = {row.record.name: np.repeat(centres, 5, 0) + index for index, row in enumerate(table.rows[:3])}
+    paths = figures.write_figures(rows(RECORDS), tmp_path, points=clouds, centres={"toy": centres})
+    assert [path.name for path in paths][-2:] == ["toy-v1-points.png", "toy-v1-points.svg"]
+    with figures._style(serif=False):
+        panels = figures.point_panels(table, [(row, clouds[row.record.name]) for row in table.rows[:3]], centres)
+    shown = [axes for axes in panels.axes if axes.get_visible()]
+    assert len(shown) == 3
+    for axes, row in zip(shown, table.rows, strict=False):
+        crosses, dots = axes.lines
+        np.testing.assert_array_equal(crosses.get_xydata(), centres)
+        np.testing.assert_array_equal(dots.get_xydata(), clouds[row.record.name])
+        assert row.label in axes.get_title() and f"NFE {row.record.speed.nfe:g}" in axes.get_title()
+        assert axes.get_xlim() == shown[0].get_xlim() and axes.get_xlim()[0] < -1 < 1 < axes.get_xlim()[1]
+
+
+def test_points_without_known_modes_are_drawn_where_most_of_them_lie() -> None:
+    table = rows(RECORDS).tables[0]
+    cloud = np.concatenate([np.random.default_rng(0).normal(size=(500, 2)), [[1e6, 1e6]]])
+    with figures._style(serif=False):
+        (axes,) = figures.point_panels(table, [(table.rows[0], cloud)], None, width=3.25).axes[:1]
+    assert 2 < axes.get_xlim()[1] < 6
 
 
 def test_what_cannot_be_drawn_is_said(tmp_path: Path) -> None:

@@ -403,13 +403,39 @@ def plot(
     width: Annotated[str, typer.Option(help="column or page, as in the field's proceedings.")] = "page",
     serif: Annotated[bool, typer.Option("--serif", help="Serif type.")] = False,
 ) -> None:
-    """Write the trilemma figure and the curves of sweeps as PNG and SVG; needs trilemma-bench[plot]."""
+    """Write the trilemma figure, the curves of sweeps and the samples of points as PNG and SVG.
+
+    Needs trilemma-bench[plot]. Points come from the cache, or are drawn again.
+    """
     from trilemma_bench.figures import write_figures
     from trilemma_bench.ranking import rows
     from trilemma_bench.results import read_records
 
-    paths = write_figures(rows(read_records(results)), out, metric=metric, width=width, serif=serif)
+    records = read_records(results)
+    points, centres = _points(records)
+    paths = write_figures(rows(records), out, metric=metric, width=width, serif=serif, points=points, centres=centres)
     print(f"wrote {', '.join(str(path) for path in paths)}")
+
+
+def _points(records: list[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Points in the plane of the records that have them, by name, and centres of modes by data set."""
+    from trilemma_bench import registry
+    from trilemma_bench.run import Settings, points_of
+
+    found, centres = {}, {}
+    for record in [each for each in records if tuple(each.spec.protocol.image_shape) == (2,)]:
+        try:
+            points = points_of(record, Settings())
+        except TrilemmaError as error:
+            points = str(error)
+        if isinstance(points, str):
+            print(f"{record.model}: no panel: {points}", file=sys.stderr)
+            continue
+        found[record.name] = points
+        mixture = registry.get("dataset", record.spec.protocol.dataset).mixture
+        if mixture is not None:
+            centres[record.spec.protocol.dataset] = mixture.centres
+    return found, centres
 
 
 @app.command(epilog=EPILOG)
@@ -631,7 +657,7 @@ def weights_import(
 
 @app.command(epilog=EPILOG)
 def train(
-    model: Annotated[str, typer.Argument(help="ddgan, ddpm or stylegan2.")],
+    model: Annotated[str, typer.Argument(help="A trainer (`ls trainers`), or package.module:CONSTANT of your own.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; a run that is there goes on.")],
     dataset: DatasetOption = "cifar10",
     recipe: Annotated[str, typer.Option(help="paper, or cpu-small for two CPU cores.")] = "cpu-small",

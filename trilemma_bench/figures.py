@@ -11,9 +11,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from trilemma_bench.errors import UsageError
 from trilemma_bench.frontier import Frontier, frontier
-from trilemma_bench.ranking import Cell, Column, Leaderboard, Table, find_column, has_column
+from trilemma_bench.kinds import Array
+from trilemma_bench.ranking import Cell, Column, Leaderboard, Row, Table, find_column, has_column
 from trilemma_bench.record import file_name
 from trilemma_bench.render import header
 from trilemma_bench.sweep import Curve, curves
@@ -30,9 +33,16 @@ FORMATS = ("png", "svg")
 
 
 def write_figures(
-    board: Leaderboard, folder: Path, *, metric: str | None = None, width: str = "page", serif: bool = False
+    board: Leaderboard,
+    folder: Path,
+    *,
+    metric: str | None = None,
+    width: str = "page",
+    serif: bool = False,
+    points: Mapping[str, Array] | None = None,
+    centres: Mapping[str, Array] | None = None,
 ) -> list[Path]:
-    """The trilemma figure and the curves of each table, as PNG (300 dpi) and SVG; returns the paths.
+    """The trilemma figure, the curves and the points of each table, as PNG (300 dpi) and SVG; returns the paths.
 
     Args:
         board: What is drawn.
@@ -40,6 +50,8 @@ def write_figures(
         metric: The column of the curves; None takes each table's first of quality.
         width: `column` or `page`.
         serif: Serif type, as in most papers' text.
+        points: Samples [N, 2] of records by their names; each has a panel.
+        centres: Of the modes [K, 2], by data set.
 
     Raises:
         UsageError: No matplotlib, no such width, or nothing that could be drawn.
@@ -51,7 +63,12 @@ def write_figures(
         for number, table in enumerate(board.tables):
             several = sum(other.protocol == table.protocol for other in board.tables) > 1
             stem = file_name(table.protocol) + (f"-{number}" if several else "")
-            for name, figure in _figures(table, metric, WIDTHS[width]):
+            found = _figures(table, metric, WIDTHS[width])
+            shown = [(row, (points or {})[row.record.name]) for row in table.rows if row.record.name in (points or {})]
+            if shown:
+                modes = (centres or {}).get(shown[0][0].record.spec.protocol.dataset)
+                found.append(("points", point_panels(table, shown, modes, width=WIDTHS[width])))
+            for name, figure in found:
                 paths += _save(figure, folder / f"{stem}-{name}")
     if not paths:
         raise UsageError(
@@ -129,6 +146,58 @@ def curve_figure(table: Table, lines: Sequence[Curve], column: Column, *, width:
     return figure
 
 
+PANELS = {"column": 2, "page": 4}
+"""Panels beside each other."""
+PANEL_POINTS = 2000
+PANEL_SCORES = ("modes_captured", "high_quality", "nfe", "seconds_per_100_images")
+
+
+def point_panels(
+    table: Table, shown: Sequence[tuple[Row, Array]], centres: Array | None, *, width: float = WIDTHS["page"]
+) -> Figure:
+    """A panel for each row: at most `PANEL_POINTS` of its points [N, 2] over the centres, headed by what they cost.
+
+    Args:
+        table: Where the rows' numbers stand.
+        shown: Rows with their points.
+        centres: Of the modes [K, 2], drawn as crosses; None for none.
+        width: Inches.
+    """
+    across = PANELS["column" if width <= WIDTHS["column"] else "page"]
+    down = -(-len(shown) // across)
+    side = width / across
+    figure = _figure(width, down * side * 1.3)
+    grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+    # All panels show the same part of the plane: that of the modes, or where most points of all lie.
+    inside = centres if centres is not None else np.concatenate([np.quantile(p, [0.01, 0.99], 0) for _, p in shown])
+    low, high = inside.min(), inside.max()
+    margin = 0.15 * (high - low)
+    for axes in grid.flat:
+        axes.set_visible(False)
+    for axes, (row, points) in zip(grid.flat, shown, strict=False):
+        axes.set_visible(True)
+        if centres is not None:
+            axes.plot(*centres.T, "+", color=OKABE_ITO[1], markersize=5, markeredgewidth=0.5, zorder=1)
+        # Thousands of marks would make the SVG large: these alone are pixels in it.
+        axes.plot(*points[:PANEL_POINTS].T, ".", color=OKABE_ITO[0], markersize=1, markeredgewidth=0, rasterized=True)
+        axes.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin), aspect="equal")
+        axes.tick_params(labelbottom=False, labelleft=False, length=0)
+        axes.grid(visible=False)
+        axes.set_title("\n".join([_short(row.label), *_costs(table, row)]), fontsize=6).set_in_layout(True)
+    return figure
+
+
+def _costs(table: Table, row: Row) -> list[str]:
+    """Two short lines: modes and quality, evaluations and seconds; what is not known is left out."""
+    texts = {}
+    for column in table.columns:
+        value = table.cell(row, column).value
+        if column.name in PANEL_SCORES and value is not None:
+            texts[column.name] = f"{_plain(column.label)} {value:.3g}"
+    pairs = (PANEL_SCORES[:2], PANEL_SCORES[2:])
+    return [", ".join(texts[name] for name in pair if name in texts) for pair in pairs]
+
+
 def write_waterfalls(name: str, moves: Mapping[str, Sequence[tuple[str, float]]], folder: Path) -> list[Path]:
     """How far each fork of a protocol moves each score, a bar each, as PNG and SVG; returns the paths.
 
@@ -180,12 +249,16 @@ def _matplotlib() -> Any:
     return matplotlib
 
 
-def _axes(width: float, x: str, y: str) -> tuple[Figure, Axes]:
+def _figure(width: float, height: float) -> Figure:
     _matplotlib()
     # Not pyplot: its figures belong to a global state, and to a window where there is one.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, width * 0.62), layout="constrained")
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _axes(width: float, x: str, y: str) -> tuple[Figure, Axes]:
+    figure = _figure(width, width * 0.62)
     axes = figure.add_subplot()
     axes.set_xlabel(_plain(x))
     axes.set_ylabel(_plain(y))

@@ -18,7 +18,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -347,7 +347,9 @@ def import_weights(name: str, source: Path, out: Path) -> Imported:
 
 
 def _open_external(spec: RunSpec, start: float) -> OpenModel:
-    factory = _find_factory(spec.sampler.name)
+    factory = find_attribute(spec.sampler.name, registry.names("sampler"))
+    if not callable(factory):
+        raise UsageError(f"{spec.sampler.name} is {type(factory).__name__}; a factory without arguments is needed.")
     sampler = factory()
     return adopt(sampler, spec.sampler.name, start=start, batch_size=spec.batch_size)
 
@@ -400,7 +402,16 @@ def _own_identity(sampler: Any) -> str:
     return digest(parts)
 
 
-def _find_factory(name: str) -> Callable[[], Any]:
+def find_attribute(name: str, known: Sequence[str]) -> Any:
+    """What `package.module:attribute` names; modules of the current folder are found as well.
+
+    Args:
+        name: As the user wrote it.
+        known: What else could have been named, for the error.
+
+    Raises:
+        UsageError: No such module or attribute, or a module that cannot be imported.
+    """
     module_name, _, attribute = name.partition(":")
     here = os.getcwd()
     if here not in sys.path:
@@ -411,15 +422,13 @@ def _find_factory(name: str) -> Callable[[], Any]:
         if error.name and not module_name.startswith(error.name):
             raise UsageError(f"{name}: importing {module_name} failed: {error}.") from error
         raise UsageError(
-            f"{name}: no model and no module named {module_name!r}. Models are "
-            f"{', '.join(registry.names('sampler'))}; modules are looked up on the Python path and in {here}."
+            f"{name}: no model and no module named {module_name!r}. There are {', '.join(known)}; modules are looked "
+            f"up on the Python path and in {here}."
         ) from error
     except Exception as error:
         raise UsageError(f"{name}: importing {module_name} failed: {type(error).__name__}: {error}.") from error
     for part in attribute.split("."):
         if not hasattr(found, part):
-            raise UsageError(f"{name}: {module_name} has no {attribute!r}. Name a factory without arguments.")
+            raise UsageError(f"{name}: {module_name} has no {attribute!r}. Name what stands in it.")
         found = getattr(found, part)
-    if not callable(found):
-        raise UsageError(f"{name}: {attribute} is {type(found).__name__}; a factory without arguments is needed.")
-    return found  # type: ignore[no-any-return]
+    return found

@@ -363,6 +363,21 @@ def images_of(spec: RunSpec, data: Data, settings: Settings) -> tuple[str, npt.N
     return source.label, found
 
 
+def points_of(record: ResultRecord, settings: Settings) -> Array | str:
+    """Points [N, D] of a finished record, from the cache or drawn again, or in a line why there are none.
+
+    Where networks of several training seeds were measured, those of the first.
+    """
+    spec = record.spec
+    if record.family in ("images", "external"):
+        return "the record does not say where its points or its sampler are"
+    data = find_data(spec.protocol.dataset, settings)
+    source = _source(spec, data, settings, None, None)
+    if source.key != record.samples_key:
+        return f"other weights or options: the samples key is now {source.key[:12]}, was {record.samples_key[:12]}"
+    return images_of(spec, data, settings)[1]
+
+
 def _over_training_seeds(items: Sequence[ScoredMetric]) -> ScoredMetric:
     """One score of networks that were trained alike: their mean, with a t interval over the training seeds."""
     values = [item.score.value for item in items]

@@ -13,6 +13,7 @@ is followed all the same.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,11 @@ from trilemma_bench.nets import mlp
 from trilemma_bench.samplers._helpers import LATENT, STEP, ImageSampler, Noise, make_weights, part_of, read_tensors
 from trilemma_bench.spec import Frozen
 
-DRIFTS = {"kl": torch.ones_like, "js": torch.sigmoid, "log_d": lambda d: torch.sigmoid(-d)}
+DRIFTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "kl": torch.ones_like,
+    "js": torch.sigmoid,
+    "log_d": lambda d: torch.sigmoid(-d),
+}
 """-f''(p_g / p_data) d(p_g / p_data) / dd of each divergence, from d."""
 
 

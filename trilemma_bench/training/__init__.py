@@ -1,13 +1,18 @@
-"""Trainers, one module each; the module name is the registry name. `train_model` is what the command line calls."""
+"""Trainers, one module each; the module name is the registry name. `train_model` is what the command line calls.
+
+One's own trainer is a `kinds.TrainerKind` whose task is a `Task`: see docs/training.md.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from trilemma_bench.training._loop import Progress
+from trilemma_bench.training._ema import EmaSpec
+from trilemma_bench.training._loop import Limits, Progress, Recipe, Step, Task, initialising, train
+
+__all__ = ["EmaSpec", "Recipe", "Step", "Task", "initialising", "train_model"]
 
 
 def train_model(
@@ -27,7 +32,7 @@ def train_model(
     """Train a baseline by one of its recipes, or go on with the run that `out` holds.
 
     Args:
-        model: Name of a trainer.
+        model: Name of a trainer, or `package.module:constant` of one's own.
         dataset: Name of a data set, or path of one's own images.
         recipe: Name of one of the trainer's recipes.
         out: Folder of the run.
@@ -49,11 +54,13 @@ def train_model(
     from accelerate import PartialState
 
     from trilemma_bench import registry
-    from trilemma_bench.errors import DataError, unknown_name
+    from trilemma_bench.errors import DataError, UsageError, unknown_name
     from trilemma_bench.kinds import TrainerKind
-    from trilemma_bench.training._loop import Limits, train
+    from trilemma_bench.models import find_attribute
 
-    kind: TrainerKind = registry.get("trainer", model)
+    kind = find_attribute(model, registry.names("trainer")) if ":" in model else registry.get("trainer", model)
+    if not isinstance(kind, TrainerKind):
+        raise UsageError(f"{model} is {type(kind).__name__}; a kinds.TrainerKind is needed.")
     if recipe not in kind.recipes:
         raise unknown_name(f"recipe of {model}", recipe, kind.recipes)
     path = Path(dataset).expanduser()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trilemma_bench.diffusion import GanChain
+from trilemma_bench.diffusion import GanChain, at
 from trilemma_bench.kinds import TrainerKind
 from trilemma_bench.nets import mlp, ncsnpp
 from trilemma_bench.nets.pixel_blocks import in_pixel_blocks, inside
@@ -23,9 +23,10 @@ from trilemma_bench.training._loop import Recipe, Step, Task, cosine_lr, initial
 class DDGANRecipe(Recipe):
     """Hyperparameters. R1 is added every `r1_interval` steps and, as released, not multiplied by the interval.
 
-    `denoising` is the weight of the generator's mean squared error against x_0 at the start; it falls linearly to
-    `denoising_end` over `denoising_kimg`. The paper has no such term; it saves a short run the time in which neither network
-    knows anything (as super-resolution GANs begin by regression, Ledig et al. 2017, arXiv 1609.04802).
+    `denoising` is the weight of the generator's mean squared error against what it predicts (x_0) at the start; it
+    falls linearly to `denoising_end` over `denoising_kimg`. The paper has no such term; it saves a short run the time
+    in which neither network knows anything (as super-resolution GANs begin by regression, Ledig et al. 2017, arXiv
+    1609.04802).
     """
 
     generator: dict[str, Any]
@@ -62,13 +63,14 @@ def points_recipe(
     lr: float,
     frequencies: int = 0,
     denoising: float = 0.0,
+    fade: float = 0.5,
     **network: Any,
 ) -> PointsRecipe:
     """A recipe for `steps` steps of batches of `batch` points a member; `network` goes to the generator.
 
     Points are not scaled: the schedule's last step but one then tells a point's mode from its neighbours, which lie two
-    apart. Within [-1, 1] every step would be a GAN of all modes. A squared error of weight `denoising` fades out over
-    the first half.
+    apart. Within [-1, 1] every step would be a GAN of all modes. A squared error of weight `denoising` is gone after
+    the share `fade` of the run.
     """
     shared = {"class": "mlp", "width": width, "members": members, "time_dim": 16, "extent": 5.0}
     return PointsRecipe(
@@ -78,14 +80,13 @@ def points_recipe(
         discriminator={**shared, "depth": 3, "activation": "leaky_relu", "frequencies": frequencies},
         num_timesteps=num_timesteps, lr_g=lr, lr_d=lr, r1_gamma=0.05, r1_interval=4, scale=1.0,
         betas=(0.5, 0.99) if denoising else (0.5, 0.9), denoising=denoising,
-        denoising_kimg=members * batch * steps / 2000,
+        denoising_kimg=fade * members * batch * steps / 1000,
     )  # fmt: skip
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "": {}, "-T1": {"num_timesteps": 1}, "-T2": {"num_timesteps": 2}, "-T8": {"num_timesteps": 8},
-    "-no-latent": {"nz": 0}, "-direct": {"predict": "direct", "denoising": 0.0},
-    "-eps": {"predict": "eps", "denoising": 0.0},
+    "-no-latent": {"nz": 0}, "-direct": {"predict": "direct"}, "-eps": {"predict": "eps"},
 }  # fmt: skip
 """Numbers of steps, and the ablations of Xiao et al. 2022, table 3: no latent variable, direct denoising, noise."""
 
@@ -130,9 +131,11 @@ RECIPES = {
     ),
     # Xiao et al. 2022: three layers of 512, batch 512, 50k iterations.
     "gaussians25-paper": points_recipe(width=512, members=1, batch=512, steps=50_000, lr=1e-4),
+    # The squared error keeps the modes: where it was gone after a tenth of the run, up to 18 of 25 were lost. While it
+    # lasts few points are of high quality; rates that are 2.5 times those of longer runs make the most of the rest.
     **{
         f"gaussians25-cpu{name}": points_recipe(
-            width=64, members=5, batch=128, steps=5000, lr=1e-3, frequencies=5, **{"denoising": 2.0, **changes}
+            width=64, members=5, batch=128, steps=6000, lr=2.5e-3, frequencies=5, denoising=2.0, fade=0.25, **changes
         )
         for name, changes in VARIANTS.items()
     },
@@ -229,13 +232,22 @@ class DDGANTask(Task):
         images: Tensor | None = None,
         denoising: float = 0.0,
     ) -> Tensor:
-        """The scalar that G descends; `x_t` is drawn with x_{t+1} and not used, `images` with `denoising` alone."""
-        x0 = self._predict(x_next, t, z)
+        """The scalar that G descends; `x_t`, drawn with x_{t+1}, and `images` are used with `denoising` alone."""
+        output = self._predict(x_next, t, z)
         with self.autocast():
-            generated = self.chain.previous(x0, x_next, t, noise, predict=self.predict)
+            generated = self.chain.previous(output, x_next, t, noise, predict=self.predict)
             logits = self.networks["D"](generated, t, x_next)
         loss = real_loss(logits.float())
-        return loss if images is None or denoising == 0 else loss + denoising * F.mse_loss(x0, images)
+        if images is None or denoising == 0:
+            return loss
+        return loss + denoising * F.mse_loss(output, self._target(images, x_t, x_next, t))
+
+    def _target(self, images: Tensor, x_t: Tensor, x_next: Tensor, t: Tensor) -> Tensor:
+        """What the generator's output stands for: x_0, the noise in x_{t+1}, or x_t."""
+        if self.predict == "eps":
+            signal, noise = at(self.chain.signal, t + 1, images), at(self.chain.noise, t + 1, images)
+            return (x_next - signal * images) / noise
+        return x_t if self.predict == "direct" else images
 
     def _denoising(self, step: Step) -> float:
         """Weight of the squared error at this step."""
