@@ -22,17 +22,18 @@ from small_world import make_world
 from training_cases import run as train_tiny
 from training_cases import tiny_task
 
-from trilemma_bench import expectations, run, speed
+from trilemma_bench import expectations, gate_text, run, speed
 from trilemma_bench.cards import baselines_folder
 from trilemma_bench.cli import main
 from trilemma_bench.errors import StoreError, UsageError
 from trilemma_bench.expectations import make_expectation, observe
 from trilemma_bench.gate import Expectation, Observation, Verdict, expected_score, judge
+from trilemma_bench.gate_images import expected_images
 from trilemma_bench.kinds import Weights
 from trilemma_bench.metrics import precision_recall
 from trilemma_bench.models import open_model, parse_model
 from trilemma_bench.record import ResultRecord
-from trilemma_bench.results import read_expectations
+from trilemma_bench.results import observations, read_expectations
 from trilemma_bench.run import Settings, evaluate_spec, find_data, find_protocol, run_spec
 from trilemma_bench.samplers import _epsilon, _helpers, ddim
 from trilemma_bench.training._loop import write_weights
@@ -409,7 +410,7 @@ def test_a_model_that_raises_is_unusable_and_says_why(
 def test_shipped_expectations_are_whole_and_of_the_weights_that_ship() -> None:
     for path, expected in read_expectations(baselines_folder()):
         assert expected.images is not None
-        assert len(expectations._kept_images(expected.images, path)) == len(expected.images.seeds)
+        assert len(expected_images(expected.images, path)) == len(expected.images.seeds)
         again = f"{path}: make it again with tox -e expect"
         assert open_model(expected.spec).samples_key == expected.samples_key, again
 
@@ -464,6 +465,40 @@ def test_gate_command_judges_records_that_exist(
     assert "drift in metric" in capsys.readouterr().out
     path.unlink()
     assert command(*arguments) == 2
+
+
+def test_records_are_held_by_their_kept_samples_where_there_are_some(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = without_speed(world, tmp_path)
+    expected = Expectation.read(world.path)
+    data = find_data(world.options["dataset"], world.settings)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "references").symlink_to(world.folder / "cache" / "references")
+
+    def judged(cache: Path) -> Verdict:
+        record = evaluate_spec(expected.spec, data, Settings(cache=cache, timed=False))
+        images_only = expected.model_copy(update={"model": "slow", "scores": (), "seeds": (), "samples_digests": ()})
+        found = [(world.path, expected), (world.path, images_only)]
+        return judge(observations(found, [record], cache))
+
+    verdict = judged(tmp_path / "cache")
+    assert verdict.exit_code == 0
+    # No record is of the model `slow`, whose images nobody can see: said, and no reason to fail the others.
+    assert [check.state for check in verdict.checks if check.what == "images"] == ["ok", "not judged"]
+    assert "could not be judged here" in gate_text.headline(verdict)
+    (alone,) = judge(
+        observations([(world.path, expected.model_copy(update={"scores": (), "seeds": (), "samples_digests": ()}))], [],
+                     tmp_path)
+    ).checks  # fmt: skip
+    assert alone.state == "not judged" and Verdict((alone,)).exit_code == 2
+    monkeypatch.setattr(_helpers, "to_uint8", truncated)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "references").symlink_to(world.folder / "cache" / "references")
+    verdict = judged(other)
+    assert verdict.exit_code == 1 and states(verdict)["NFE"] == ("samples", "ok")
+    assert [check.state for check in verdict.checks if check.what == "images"] == ["drift", "not judged"]
 
 
 def test_gate_command_without_expectations_is_unusable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

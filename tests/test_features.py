@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trilemma_bench import fetch, registry
+from trilemma_bench import fetch, registry, run
 from trilemma_bench.errors import ProtocolError, WeightsError
 from trilemma_bench.features import (
     _helpers,
@@ -26,7 +26,9 @@ from trilemma_bench.features import (
     inception_v3_tf,
     vgg16_torchvision,
 )
+from trilemma_bench.images import write_png_folder
 from trilemma_bench.kinds import Extractor, ImageSet, UInt8Images
+from trilemma_bench.spec import SamplerSpec
 
 RNG = np.random.default_rng(0)
 
@@ -41,7 +43,7 @@ def lite0() -> Extractor:
 
 @pytest.fixture(scope="session")
 def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights of the true shapes, with batch norms that would show if they were folded wrongly."""
+    """Random weights of the true shapes; batch norms keep the spread of images, so that scores are of a usual size."""
     pytest.importorskip("torch_fidelity")
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -54,11 +56,13 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None and module.running_var is not None
-            nn.init.normal_(module.running_mean, 0, 0.1)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
             nn.init.uniform_(module.weight, 1, 2)
             nn.init.normal_(module.bias, 0, 0.1)
+            # The mean over all batches that are seen in training mode, here one.
+            module.momentum = None
+            module.reset_running_stats()
+    with torch.no_grad():
+        network.train()(torch.from_numpy(smooth_images(12, np.random.default_rng(1), 40)))
     path = tmp_path_factory.mktemp("inception") / _inception.FILE
     torch.save(network.state_dict(), path)
     return path
@@ -228,7 +232,7 @@ def test_inception_equals_torch_fidelity_on_the_same_weights(inception_file: Pat
 
 
 def test_inception_weights_are_found_where_they_are_named(
-    inception_file: Path, monkeypatch: pytest.MonkeyPatch, no_weights: None
+    inception_file: Path, monkeypatch: pytest.MonkeyPatch, no_weights: None, tmp_path: Path
 ) -> None:
     assert inception_v3_tf.EXTRACTOR.available(inception_file) is None
     assert inception_v3_tf.EXTRACTOR.available(inception_file.parent) is None
@@ -236,6 +240,10 @@ def test_inception_weights_are_found_where_they_are_named(
     for place in (inception_file, inception_file.parent):
         monkeypatch.setenv("TRILEMMA_WEIGHTS", str(place))
         assert inception_v3_tf.EXTRACTOR.available() is None
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / _inception.PYTORCH_FIDS).symlink_to(inception_file)
+    monkeypatch.setenv("TRILEMMA_WEIGHTS", str(tmp_path / "other"))
+    assert inception_v3_tf.EXTRACTOR.available() is None
     monkeypatch.delenv("TRILEMMA_WEIGHTS")
     monkeypatch.setattr(_helpers, "hub_folder", lambda: inception_file.parent)
     assert inception_v3_tf.EXTRACTOR.available() is None
@@ -301,42 +309,45 @@ def test_identity_flattens_pixels_and_keeps_points() -> None:
     assert np.array_equal(extractor.extract(points)["features"], points.astype(np.float32))
 
 
-def test_fid_kid_and_is_are_those_of_torch_fidelitys_network_on_the_same_images(inception_file: Path) -> None:
-    """The scores on our features against the same algebra on torch-fidelity's; that algebra is tested elsewhere."""
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+def smooth_images(count: int, rng: np.random.Generator, spread: float) -> UInt8Images:
+    """Colour gradients under coarse noise, [count, 3, 32, 32]: features of such differ by their content."""
+    coarse = rng.normal(120, spread, (count, 3, 5, 5))
+    found = F.interpolate(torch.from_numpy(coarse), size=32, mode="bicubic", align_corners=True)
+    return np.asarray(found.clamp(0, 255).byte().numpy())
 
-    from trilemma_bench.metrics import frechet_distance, inception_score, kernel_distance
 
-    theirs = FeatureExtractorInceptionV3(
-        "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=inception_file
-    )
-    ours = inception_v3_tf.EXTRACTOR.build(weights=inception_file, allow_unverified=True)
-    ours.batch_size = 12
-    smooth = RNG.integers(0, 256, (12, 3, 8, 8), np.uint8).repeat(4, 2).repeat(4, 3)
-    sets = [RNG.integers(0, 256, (12, 3, 32, 32), np.uint8), smooth]
-    mine, other = [], []
-    for images in sets:
-        mine.append(ours.extract(images))
-        with torch.no_grad():
-            pool, logits = theirs(torch.from_numpy(images))
-        other.append({"features": pool.numpy(), "logits": logits.numpy()})
-    subsets = np.stack([np.random.default_rng(i).permutation(12)[:8] for i in range(5)])
+@pytest.mark.slow
+def test_fid_kid_and_is_equal_torch_fidelitys_on_the_same_files(inception_file: Path, tmp_path: Path) -> None:
+    """The whole way, from two folders to three numbers, with torch-fidelity 0.4.0 as it is called by its users."""
+    import torch_fidelity
 
-    def scores(found: list[dict[str, Any]]) -> list[float]:
-        real, generated = found
-        kid = kernel_distance.kernel_distances(
-            real=real["features"], generated=generated["features"], real_subsets=subsets, generated_subsets=subsets
-        )
-        fid = frechet_distance.frechet_distance_to_features(
-            real=frechet_distance.moments(real["features"]), generated=generated["features"]
-        )
-        inception = inception_score.inception_score(generated=generated["logits"], splits=2)
-        return [fid, float(kid.mean()), float(inception.mean())]
-
-    (fid, *others), (their_fid, *their_others) = scores(mine), scores(other)
-    assert others == pytest.approx(their_others, rel=1e-5)
-    # Under random weights images hardly differ: an FID of 2e-7 is a difference in the last digits of the features.
-    assert fid == pytest.approx(their_fid, rel=1e-4)
+    rng = np.random.default_rng(3)
+    write_png_folder(smooth_images(70, rng, 50), tmp_path / "real")
+    write_png_folder(smooth_images(50, rng, 30), tmp_path / "generated")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = torch_fidelity.calculate_metrics(
+            input1=str(tmp_path / "generated"), input2=str(tmp_path / "real"), isc=True, fid=True, kid=True, cuda=False,
+            kid_subsets=10, kid_subset_size=20, feature_extractor_weights_path=str(inception_file), batch_size=25,
+            cache=False, verbose=False, save_cpu_ram=True, samples_find_deep=True,
+        )  # fmt: skip
+    settings = run.Settings(cache=tmp_path / "cache", inception_weights=inception_file, allow_unverified=True)
+    data = run.find_data(str(tmp_path / "real"), settings)
+    paper = run.find_protocol("paper", data, num_samples=50)
+    scores = []
+    for item in paper.scores:
+        if (item.metric, item.extractor) == ("kernel_distance", "inception_v3_tf"):
+            scores.append(item.model_copy(update={"params": {**item.params, "subsets": 10, "subset_size": 20}}))
+        elif item.extractor == "inception_v3_tf" and item.metric in ("frechet_distance", "inception_score"):
+            scores.append(item)
+    protocol = paper.model_copy(update={"scores": tuple(scores)})
+    spec = run.run_spec(SamplerSpec(name="x", kind="external"), protocol)
+    record = run.score_images(tmp_path / "generated", spec, data, settings)
+    ours = {item.kind.name: item.score.value for item in record.scores}
+    keys = {"fid": "frechet_inception_distance", "kid": "kernel_inception_distance_mean", "is": "inception_score_mean"}
+    assert ours["fid"] > 1
+    for name, key in keys.items():
+        assert ours[name] == pytest.approx(theirs[key], rel=1e-5), name
 
 
 # --- variants of the paper's protocol ---------------------------------------------------------------------
@@ -373,7 +384,7 @@ def test_the_jpeg_variant_measures_what_pillow_writes() -> None:
     assert not np.array_equal(found, images)
 
 
-VARIANTS = ("clean", "jpeg75", "legacy_pytorch", "spatial")
+VARIANTS = ("clean", "clean_jpeg75", "jpeg75", "legacy_pytorch", "legacy_pytorch_jpeg75", "spatial")
 
 
 def test_variants_have_keys_and_features_of_their_own(inception_file: Path) -> None:
@@ -383,10 +394,10 @@ def test_variants_have_keys_and_features_of_their_own(inception_file: Path) -> N
         extractor = registry.get("extractor", name).build(weights=inception_file, allow_unverified=True)
         extractor.batch_size = 2
         built[extractor.identity] = extractor.extract(images)["features"]
-    assert len(built) == 5
+    assert len(built) == 7
     found = list(built.values())
-    assert [each.shape[1] for each in found] == [2048] * 4 + [2023]
-    assert not any(np.allclose(one, other) for one, other in itertools.combinations(found[:4], 2))
+    assert [each.shape[1] for each in found] == [2048] * 6 + [2023]
+    assert not any(np.allclose(one, other) for one, other in itertools.combinations(found[:6], 2))
     assert not any(registry.get("extractor", f"inception_v3_tf_{variant}").is_inception for variant in VARIANTS)
 
 

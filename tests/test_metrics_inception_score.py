@@ -96,3 +96,15 @@ def test_only_inceptions_logits_make_an_inception_score() -> None:
 def test_fewer_samples_than_splits_are_refused() -> None:
     with pytest.raises(ProtocolError, match="10 splits need a sample each, at least 10 rows; got 9"):
         isc.compute(real=reference(), generated=layers(features(9, seed=1)), rng=RNG(0))
+
+
+def test_torch_fidelitys_shuffle_gives_torch_fidelitys_score() -> None:
+    import torch
+    from torch_fidelity.metric_isc import isc_features_to_metric
+
+    logits = 3 * RNG(4).normal(size=(57, 6))
+    (score,) = isc.compute(
+        real=reference(), generated={"logits": logits}, rng=RNG(0), splits=10, draws="torch-fidelity"
+    ).values()
+    theirs = isc_features_to_metric(torch.from_numpy(logits))
+    assert score.value == pytest.approx(theirs["inception_score_mean"], rel=1e-12)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from metric_cases import extractor, features, layers, reference
@@ -157,3 +159,29 @@ def test_only_inception_features_make_a_kid() -> None:
         real=reference(is_inception=True), generated=layers(features(60, seed=1)), rng=RNG(0), subset_size=20
     )
     assert list(found) == ["kid"]
+
+
+def test_torch_fidelitys_draws_give_torch_fidelitys_mean_over_subsets() -> None:
+    import torch
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    real, generated = features(60, seed=1), features(45, seed=2, classes=2)
+    params = {"subsets": 10, "subset_size": 20}
+    known = replace(reference(), features=real)
+    found = kd.compute(
+        real=known, generated=layers(generated), rng=RNG(0), **params, draws="torch-fidelity"
+    )  # fmt: skip
+    theirs = kid_features_to_metric(
+        torch.from_numpy(generated).double(), torch.from_numpy(real).double(), kid_subsets=10, kid_subset_size=20,
+        verbose=False,
+    )  # fmt: skip
+    (score,) = found.values()
+    assert score.value == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-9)
+    (own,) = kd.compute(real=known, generated=layers(generated), rng=RNG(0), **params).values()
+    assert own.value != score.value
+    with pytest.raises(ProtocolError, match="draws = 'mine'; a protocol says one of own, torch-fidelity"):
+        kd.compute(real=known, generated=layers(generated), rng=RNG(0), **params, draws="mine")
+    with pytest.raises(ProtocolError, match="here 45; got 50"):
+        kd.compute(
+            real=known, generated=layers(generated), rng=RNG(0), subset_size=50, draws="torch-fidelity"
+        )  # fmt: skip

@@ -47,6 +47,24 @@ def test_statistics_of_other_programs_give_the_distance_to_them(more: dict[str, 
         precision_recall.compute(real=found, generated={"features": y}, rng=np.random.default_rng(0))
 
 
+def test_stylegans_sums_are_brought_to_the_same_divisor(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(200, 6)) + 2
+    np.savez(tmp_path / "stats.npz", raw_mean=x.sum(0), raw_cov=x.T @ x, num_items=len(x), num_features=6)
+    found = import_statistics(tmp_path / "stats.npz", FAKE).moments
+    assert found.n == 200
+    np.testing.assert_allclose(found.mean, x.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found.cov, np.cov(x.T), atol=1e-12)
+    np.savez(tmp_path / "none.npz", raw_mean=x.sum(0), raw_cov=x.T @ x, num_items=0)
+    with pytest.raises(StoreError, match="num_items is 0"):
+        import_statistics(tmp_path / "none.npz", FAKE)
+
+
+def test_a_batch_of_images_alone_is_sent_to_where_images_are_read(tmp_path: Path) -> None:
+    np.savez(tmp_path / "batch.npz", np.zeros((2, 4, 4, 3), np.uint8))
+    with pytest.raises(StoreError, match="give the file after --dataset"):
+        import_statistics(tmp_path / "batch.npz", FAKE)
+
+
 def test_spatial_statistics_of_adms_batches_have_names_of_their_own(tmp_path: Path) -> None:
     path, _ = statistics(tmp_path / "batch.npz", ("mu_s", "sigma_s"), mu=np.zeros(2), sigma=np.eye(2))
     spatial: Any = FakeExtractor()

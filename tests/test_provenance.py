@@ -16,7 +16,7 @@ from trilemma_bench.comparison import compare
 from trilemma_bench.errors import UsageError
 from trilemma_bench.provenance import verify
 from trilemma_bench.record import ResultRecord, Score, ScoredMetric
-from trilemma_bench.results import find_record
+from trilemma_bench.results import find_pair, find_record
 from trilemma_bench.run import Settings, evaluate, find_data
 
 # --- compare
@@ -162,10 +162,24 @@ def test_records_are_listed_verified_and_compared_by_command(
     assert path.stem in line and str(said.provenance.weights_digest)[:12] in line
     assert call("verify", str(path), "--dataset", str(tmp_path / "images"), "--quiet") == 0
     assert "agrees: samples" in capsys.readouterr().out
+    assert call("verify", str(path), "--quiet") == 2
+    assert "Say with --dataset where they are" in capsys.readouterr().err
     assert call("compare", said.model, path.stem, "--out", out) == 0
     assert "cannot be told apart" in capsys.readouterr().out
     edited(path, lambda content: content["provenance"].update(samples_digest="0" * 64))
     assert call("verify", str(path), "--dataset", str(tmp_path / "images"), "--quiet") == 1
+
+
+def test_a_model_under_several_protocols_is_compared_under_the_others(tmp_path: Path) -> None:
+    for model, protocols in (("a", ("one-v1",)), ("b", ("one-v1", "two-v1"))):
+        for protocol in protocols:
+            found = record(model, 1.0, protocol_name=protocol)
+            (tmp_path / protocol).mkdir(exist_ok=True)
+            (tmp_path / protocol / f"{found.name}.json").write_text(found.dumps())
+    first, second = find_pair("a", "b", tmp_path)
+    assert (first.model, second.model) == ("a", "b") and second.spec.protocol.name == "one-v1"
+    with pytest.raises(UsageError, match="has 2 records of b"):
+        find_pair("b", "b", tmp_path)
 
 
 def test_a_record_that_is_not_there_is_named(made: tuple[Path, Any, Settings], tmp_path: Path) -> None:

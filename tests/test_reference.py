@@ -76,6 +76,24 @@ def test_components_are_the_leading_axes_with_a_fixed_sign() -> None:
     assert (np.diff(np.diag(axes.T @ cov @ axes)) < 0).all()
 
 
+def test_an_exact_reference_keeps_order_and_every_bit(tmp_path: Path) -> None:
+    spec = ReferenceSpec(num_features=60, sketch_dim=5, exact=True)
+    reference = make(spec=spec)
+    pixels = TRAIN.reshape(60, 16).astype(np.float32) / np.float32(255)
+    assert np.array_equal(reference.features, pixels)
+    assert not np.array_equal(half(pixels), pixels)
+    again = load_reference(save_reference(reference, tmp_path / "r.npz"))
+    assert np.array_equal(again.features, pixels) and again.identity == reference.identity
+    np.testing.assert_allclose(reference.moments.cov, make().moments.cov, rtol=1e-12)
+
+
+def test_a_field_that_came_later_leaves_digests_of_others_alone() -> None:
+    assert "exact" not in SPEC.model_dump(mode="json") and "exact" not in SPEC.model_dump_json()
+    exact = ReferenceSpec(exact=True)
+    assert exact.digest != ReferenceSpec().digest
+    assert ReferenceSpec.model_validate_json(exact.model_dump_json()) == exact
+
+
 def test_counts_are_cut_to_what_there_is() -> None:
     reference = make(spec=ReferenceSpec(num_features=5000, sketch_dim=64))
     assert reference.features.shape == (60, 16)

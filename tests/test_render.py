@@ -6,13 +6,16 @@ import csv
 import io
 import json
 import re
+from pathlib import Path
 
 import pytest
 from ranking_cases import FD, record, score, scored, speed, timing
 
 from trilemma_bench import render
+from trilemma_bench.errors import UsageError
 from trilemma_bench.ranking import Cell, Column, rows
 from trilemma_bench.record import ResultRecord, Score
+from trilemma_bench.results import write_leaderboard
 
 RECORDS = [
     record("ddgan", 41.23456, recall=0.42, found_speed=speed(2.5)),
@@ -225,6 +228,13 @@ def test_precision_is_significant_digits_of_the_value() -> None:
 
 def test_notes_name_the_pareto_set_and_its_hypervolume() -> None:
     assert "Pareto set of FD (toy), recall, s / 100 images: ddpm, ddgan. Hypervolume 0.000" in markdown(RECORDS)
+
+
+def test_formats_go_by_their_long_names_too(tmp_path: Path) -> None:
+    paths = write_leaderboard(rows(RECORDS), tmp_path, formats=["markdown", "latex"])
+    assert [path.name for path in paths] == ["leaderboard.md", "leaderboard.tex"]
+    with pytest.raises(UsageError, match="did you mean 'latex'"):
+        write_leaderboard(rows(RECORDS), tmp_path, formats=["latx"])
 
 
 def test_latex_has_booktabs_rules_and_every_row_as_many_cells() -> None:

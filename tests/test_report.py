@@ -21,7 +21,7 @@ from trilemma_bench.errors import UsageError
 from trilemma_bench.frontier import frontier
 from trilemma_bench.page import reproduce, to_html
 from trilemma_bench.ranking import rows
-from trilemma_bench.record import ResultRecord, Score
+from trilemma_bench.record import ResultRecord, Score, ScoreKind
 from trilemma_bench.spec import SamplerSpec
 from trilemma_bench.store import SampleShards, Shard
 
@@ -113,6 +113,42 @@ def test_command_says_everything_that_the_spec_says() -> None:
         "trilemma-bench run --models ddim:steps=5 --dataset toy --protocol toy-v1 --num-samples 50 --seed 3 "
         "--dtype bfloat16 --batch-size 7"
     )
+
+
+def of_cifar10(found: ResultRecord) -> ResultRecord:
+    protocol = found.spec.protocol.model_copy(update={"dataset": "cifar10", "name": "toy-cifar10-v1"})
+    return found.model_copy(update={"spec": found.spec.model_copy(update={"protocol": protocol})})
+
+
+def test_the_papers_figures_stand_apart_without_a_best_one_or_a_page(tmp_path: Path) -> None:
+    report.write_report([of_cifar10(RECORDS[0]), RECORDS[3]], tmp_path / "r.html", cache=tmp_path)
+    text = (tmp_path / "r.html").read_text()
+    assert text.count('<section class="protocol published"') == 1
+    section = text[text.index('<section class="protocol published"') :].split("</section>")[0]
+    assert "not measured here" in section and "Denoising Diffusion GAN (ours), T=4" in section and "V100" in section
+    assert 'data-value="3.75"' in section and "arXiv 2112.07804" in section
+    assert 'class="best"' not in section and "href" not in section and "memory" not in section
+    report.write_report([RECORDS[3]], tmp_path / "none.html", cache=tmp_path)
+    assert "not measured here" not in (tmp_path / "none.html").read_text()
+
+
+MODES = ScoreKind(name="modes_captured", axis="coverage", higher_is_better=True, label="modes")
+
+
+def test_known_modes_have_a_panel_that_is_read_aloud_too() -> None:
+    counts = (0, 1, *[4] * 22, 100)
+    found = scored(MODES, score(24.0).model_copy(update={"histogram": counts}))
+    text = page([record(HOSTILE, 30.0, scores=(found,)), RECORDS[0]])
+    Parsed(text)
+    assert text.count('<svg class="modes"') == 1
+    panel = text[text.index('<svg class="modes"') :].split("</svg>")[0]
+    assert "24 of 25 modes have a sample; the fewest 0, the most 100, a fair share 7.56" in panel
+    assert panel.count('class="missing"') == 1 and "<script>" not in panel
+    # The first mode lies at the lower left: row 4 of 0..4, column 0, cells of 48.
+    assert 'class="missing" d="M0 192l' in panel
+    assert charts.ramp(1) in panel
+    many = charts.modes("m", [3] * 1000)
+    assert many.count("<path") == 1 and len(many) < 40_000
 
 
 def test_no_records_make_a_page_too() -> None:
@@ -214,7 +250,7 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Any]:
     """The page with two grids, and its console, which must stay silent."""
     for value, found in enumerate(RECORDS[:2]):
         keep_samples(found, tmp_path, 90 * value + 60)
-    report.write_report(RECORDS, tmp_path / "r.html", cache=tmp_path)
+    report.write_report([*RECORDS, of_cifar10(RECORDS[0])], tmp_path / "r.html", cache=tmp_path)
     context = browser.new_context(viewport={"width": 1200, "height": 900}, color_scheme="light")
     found = context.new_page()
     said: list[str] = []
@@ -257,6 +293,19 @@ def test_browser_filters_by_protocol_family_and_name(opened: Any) -> None:
     opened.get_by_label("Model").fill("steps=10")
     assert names(opened) == ["ddim:steps=1"]
     assert opened.locator("#status").inner_text() == "1 row"
+
+
+def test_browser_sorts_published_figures_and_hides_them_with_their_data_set(opened: Any) -> None:
+    section = opened.locator("section.published")
+    section.get_by_role("button", name="FID", exact=True).click()
+    values = section.locator("tbody tr").evaluate_all("rows => rows.map(row => row.cells[1].dataset.value)")
+    numbers = [float(value) for value in values if value]
+    assert len(numbers) > 50 and numbers == sorted(numbers) and "" not in values[: len(numbers)]
+    opened.get_by_label("Data set").select_option("toy")
+    assert not section.is_visible()
+    opened.get_by_label("Data set").select_option("")
+    opened.get_by_label("Family").select_option("diffusion")
+    assert section.locator("tbody tr:visible").count() == 0
 
 
 def test_browser_opens_a_grid_at_full_size_and_closes_it_by_keyboard(opened: Any) -> None:

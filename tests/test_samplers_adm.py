@@ -106,6 +106,148 @@ def test_the_denoiser_is_that_of_diffusers(updown: bool, order: bool, shift: boo
         torch.testing.assert_close(network(x, t, y), expected, atol=2e-5, rtol=1e-4)
 
 
+class ByHand:
+    """ADM's networks a second time, read from a state dict alone: levels and blocks as its key names say.
+
+    What no name says is given: channels a head or heads, the order of attention, and the shift of norms.
+    """
+
+    def __init__(
+        self, state: dict[str, Tensor], *, heads: dict[str, int], split_first: bool, shift: bool = True
+    ) -> None:
+        self.state, self.heads, self.split_first, self.shift = state, heads, split_first, shift
+
+    def has(self, stem: str) -> bool:
+        return f"{stem}.weight" in self.state
+
+    def linear(self, stem: str, x: Tensor) -> Tensor:
+        weight, bias = self.state[f"{stem}.weight"], self.state[f"{stem}.bias"]
+        return x @ weight.flatten(1).T + bias
+
+    def conv(self, stem: str, x: Tensor, stride: int = 1) -> Tensor:
+        weight, bias = self.state[f"{stem}.weight"], self.state[f"{stem}.bias"]
+        return nn.functional.conv2d(x, weight, bias, stride=stride, padding=weight.shape[-1] // 2)
+
+    def norm(self, stem: str, x: Tensor) -> Tensor:
+        parts = x.reshape(len(x), 32, -1)
+        mean, variance = parts.mean(2, keepdim=True), parts.var(2, keepdim=True, correction=0)
+        flat = ((parts - mean) / (variance + 1e-5).sqrt()).reshape(x.shape)
+        shape = (1, -1, *([1] * (x.ndim - 2)))
+        return flat * self.state[f"{stem}.weight"].reshape(shape) + self.state[f"{stem}.bias"].reshape(shape)
+
+    def attend(self, qkv: Tensor, split_first: bool) -> Tensor:
+        """qkv [N, L, 3 C]: a loop over heads, each softmax(q k / sqrt(channels)) v."""
+        width = qkv.shape[2] // 3
+        size = self.heads.get("channels") or width // self.heads["number"]
+        parts = []
+        for head in range(width // size):
+            if split_first:
+                places = [slice(part * width + head * size, part * width + (head + 1) * size) for part in range(3)]
+            else:
+                places = [slice((3 * head + part) * size, (3 * head + part + 1) * size) for part in range(3)]
+            q, k, v = (qkv[:, :, place] for place in places)
+            parts.append(torch.softmax(q @ k.transpose(1, 2) / size**0.5, 2) @ v)
+        return torch.cat(parts, 2)
+
+    def layer(self, stem: str, x: Tensor, embedding: Tensor, resample: str) -> Tensor:
+        if self.has(f"{stem}.qkv"):
+            tokens = self.norm(f"{stem}.norm", x.flatten(2)).transpose(1, 2)
+            mixed = self.attend(self.linear(f"{stem}.qkv", tokens), self.split_first)
+            return x + self.linear(f"{stem}.proj_out", mixed).transpose(1, 2).reshape(x.shape)
+        if self.has(f"{stem}.op"):
+            return self.conv(f"{stem}.op", x, stride=2)
+        if self.has(f"{stem}.conv"):
+            return self.conv(f"{stem}.conv", x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+        if not self.has(f"{stem}.in_layers.0"):
+            return self.conv(stem, x)
+        silu = nn.functional.silu
+        h = silu(self.norm(f"{stem}.in_layers.0", x))
+        if resample == "down":
+            h, x = ((y[:, :, ::2] + y[:, :, 1::2]) / 2 for y in (h, x))
+            h, x = ((y[..., ::2] + y[..., 1::2]) / 2 for y in (h, x))
+        if resample == "up":
+            h, x = (y.repeat_interleave(2, 2).repeat_interleave(2, 3) for y in (h, x))
+        h = self.conv(f"{stem}.in_layers.2", h)
+        told = self.linear(f"{stem}.emb_layers.1", silu(embedding))[:, :, None, None]
+        if self.shift:
+            scale, move = told.chunk(2, 1)
+            h = self.norm(f"{stem}.out_layers.0", h) * (1 + scale) + move
+        else:
+            h = self.norm(f"{stem}.out_layers.0", h + told)
+        skip = self.conv(f"{stem}.skip_connection", x) if self.has(f"{stem}.skip_connection") else x
+        return skip + self.conv(f"{stem}.out_layers.3", silu(h))
+
+    def block(self, stem: str, x: Tensor, embedding: Tensor, resample: dict[str, str]) -> Tensor:
+        index = 0
+        while any(key.startswith(f"{stem}.{index}.") for key in self.state):
+            x = self.layer(f"{stem}.{index}", x, embedding, resample.get(f"{stem}.{index}", ""))
+            index += 1
+        return x
+
+    def embedding(self, t: Tensor, y: Tensor | None) -> Tensor:
+        half = self.state["time_embed.0.weight"].shape[1] // 2
+        angles = t[:, None] / 10000.0 ** (torch.arange(half) / half)
+        found = self.linear("time_embed.0", torch.cat([angles.cos(), angles.sin()], 1))
+        found = self.linear("time_embed.2", nn.functional.silu(found))
+        return found if y is None else found + self.state["label_emb.weight"][y]
+
+    def encode(self, x: Tensor, embedding: Tensor, resample: dict[str, str]) -> list[Tensor]:
+        found, index = [x], 0
+        while any(key.startswith(f"input_blocks.{index}.") for key in self.state):
+            found.append(self.block(f"input_blocks.{index}", found[-1], embedding, resample))
+            index += 1
+        return [*found[1:], self.block("middle_block", found[-1], embedding, resample)]
+
+    def denoise(self, x: Tensor, t: Tensor, y: Tensor | None, resample: dict[str, str]) -> Tensor:
+        embedding = self.embedding(t, y)
+        *skips, h = self.encode(x, embedding, resample)
+        for index in range(len(skips)):
+            h = self.block(f"output_blocks.{index}", torch.cat([h, skips.pop()], 1), embedding, resample)
+        return self.conv("out.2", nn.functional.silu(self.norm("out.0", h)))
+
+    def classify(self, x: Tensor, t: Tensor, resample: dict[str, str]) -> Tensor:
+        h = self.encode(x, self.embedding(t, None), resample)[-1]
+        tokens = nn.functional.silu(self.norm("out.0", h)).flatten(2).transpose(1, 2)
+        tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], 1)
+        tokens = tokens + self.state["out.2.positional_embedding"].T
+        return self.linear("out.2.c_proj", self.attend(self.linear("out.2.qkv_proj", tokens), True))[:, 0]
+
+
+def drawn_anew(network: nn.Module) -> dict[str, Tensor]:
+    """Tensors that leave no part at rest, loaded into the network."""
+    tensors = {k: v + 0.05 * normal(*v.shape, seed=len(k)) for k, v in network.state_dict().items()}
+    network.load_state_dict(tensors)
+    return tensors
+
+
+@pytest.mark.parametrize(("order", "shift", "updown"), [(False, True, True), (True, True, True), (False, False, False)])
+def test_four_heads_of_any_width_are_those_of_a_second_reading(order: bool, shift: bool, updown: bool) -> None:
+    """What diffusers cannot express: heads by their number, as at 128 pixels and in Improved DDPM."""
+    config = {**DENOISER, "num_head_channels": -1, "num_heads": 4, "use_new_attention_order": order,
+              "use_scale_shift_norm": shift, "resblock_updown": updown}  # fmt: skip
+    network = build_unet(config).eval()
+    twin = ByHand(drawn_anew(network), heads={"number": 4}, split_first=order, shift=shift)
+    resample = {"input_blocks.3.0": "down", "output_blocks.2.2": "up"} if updown else {}
+    x, t, y = normal(2, 3, 16, 16), torch.tensor([0.0, 417.5]), torch.tensor([6, 0])
+    with torch.no_grad():
+        expected = twin.denoise(x, t, y, resample)
+        assert expected.std() > 0.05
+        torch.testing.assert_close(network(x, t, y), expected, atol=5e-5, rtol=1e-4)
+
+
+def test_the_classifier_is_that_of_a_second_reading() -> None:
+    """Heads of 64 channels in the blocks' old order, those of the pool in the new one, whatever the blocks have."""
+    config = {"image_size": 16, "channel_mult": [1, 2], "classifier_width": 64, "attention_resolutions": [8],
+              "num_classes": 7}  # fmt: skip
+    network = build_classifier(config).eval()
+    twin = ByHand(drawn_anew(network), heads={"channels": 64}, split_first=False)
+    x, t = normal(2, 3, 16, 16), torch.tensor([3.0, 999.0])
+    with torch.no_grad():
+        expected = twin.classify(x, t, {"input_blocks.3.0": "down"})
+        assert expected.std() > 0.05
+        torch.testing.assert_close(network(x, t), expected, atol=5e-5, rtol=1e-4)
+
+
 def test_times_may_be_fractions() -> None:
     whole, half = time_embedding(torch.tensor([3]), 8), time_embedding(torch.tensor([3.5]), 8)
     torch.testing.assert_close(whole[0, 0], torch.tensor(3.0).cos())

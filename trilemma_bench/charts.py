@@ -20,6 +20,8 @@ WIDTH, HEIGHT = 720, 420
 LEFT, RIGHT, TOP, BOTTOM = 78, 20, 44, 52
 RAMP = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 """Five stops of viridis (Smith & van der Walt 2015, CC0): even in lightness, safe for colour-blind readers."""
+MODE_PANEL = 240
+"""Width of a panel of modes, about."""
 CURVE_MARKS = ("circle", "square", "diamond", "triangle")
 
 
@@ -117,6 +119,42 @@ def curve_chart(table: Table, curves: Sequence[Curve], column: Column, link: Cal
         last = curve.points[-1]
         parts.append(f"{_label(x(last.nfe), y(last.value), curve.label)}</g>")
     return _svg(parts, f"{column.label} against network evaluations")
+
+
+def modes(label: str, counts: Sequence[int]) -> str:
+    """A square for each mode, coloured by its samples over a fair share of them, full at twice; crossed where none is.
+
+    Where the modes are n x n the squares lie as a grid in the plane, the second coordinate upwards; else in rows.
+
+    Args:
+        label: Whose samples they are.
+        counts: Samples in each mode, one mode or more.
+    """
+    side, fair = math.isqrt(len(counts)), max(sum(counts), 1) / len(counts)
+    square = side * side == len(counts)
+    columns = side if square else math.ceil(math.sqrt(1.6 * len(counts)))
+    lines = math.ceil(len(counts) / columns)
+    cell = max(4, MODE_PANEL // columns)
+    paths: dict[str, list[str]] = {}
+    for index, count in enumerate(counts):
+        column, row = (index // side, side - 1 - index % side) if square else (index % columns, index // columns)
+        x, y, size = column * cell, row * cell, cell - 1
+        if count == 0:
+            paths.setdefault('class="missing"', []).append(f"M{x} {y}l{size} {size}m0 -{size}l-{size} {size}")
+        else:
+            # Eight steps, so that a thousand modes are eight paths.
+            step = min(math.ceil(min(count / fair, 2.0) * 4), 8)
+            paths.setdefault(f'fill="{ramp((step - 1) / 7)}"', []).append(f"M{x} {y}h{size}v{size}h-{size}z")
+    found = sum(count > 0 for count in counts)
+    text = (
+        f"{label}: {found} of {len(counts)} modes have a sample; the fewest {min(counts)}, the most {max(counts)}, a "
+        f"fair share {fair:.4g}"
+    )
+    drawn = "".join(f'<path {look} d="{"".join(parts)}"/>' for look, parts in paths.items())
+    return (
+        f'<svg class="modes" viewBox="0 0 {columns * cell} {lines * cell}" role="img" aria-label="{html.escape(text)}">'
+        f"<title>{html.escape(text)}</title>{drawn}</svg>"
+    )
 
 
 def ramp(share: float) -> str:

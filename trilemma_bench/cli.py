@@ -268,7 +268,9 @@ def score(
 @app.command(epilog=EPILOG)
 def leaderboard(
     results: ResultsArgument = Path("results"),
-    format: Annotated[str, typer.Option(help="Files to write: md, csv, tex (booktabs), json.")] = "md,csv",
+    format: Annotated[
+        str, typer.Option(help="Files to write: md or markdown, csv, tex or latex (booktabs), json.")
+    ] = "md,csv",
     sort: Annotated[str | None, typer.Option(help="Column to sort by, such as recall; the best first.")] = None,
     columns: Annotated[str, typer.Option(help="Columns to show, in order: fd,recall,seconds.")] = "",
     precision: Annotated[
@@ -310,9 +312,9 @@ def compare(
     from dataclasses import asdict
 
     from trilemma_bench.comparison import compare as compared
-    from trilemma_bench.results import find_record
+    from trilemma_bench.results import find_pair
 
-    first, second = find_record(a, out), find_record(b, out)
+    first, second = find_pair(a, b, out)
     found = compared(first, second)
     if as_json:
         print(json.dumps([asdict(each) for each in found], indent=2))
@@ -333,21 +335,27 @@ def compare(
 @app.command(epilog=EPILOG)
 def verify(
     record: Annotated[Path, typer.Argument(help="A record: results/PROTOCOL/MODEL-DIGEST.json.")],
-    dataset: DatasetOption = "cifar10",
+    dataset: Annotated[str | None, typer.Option(help="Path of one's own images; else the record's data set.")] = None,
     data_root: DataRootOption = None,
     inception_weights: InceptionOption = None,
+    statistics: StatisticsOption = None,
+    allow_unverified: UnverifiedOption = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make again what can be made again of a record, from the cache, and say what agrees."""
     from dataclasses import asdict
 
+    from trilemma_bench.provenance import data_of
     from trilemma_bench.provenance import verify as verified
-    from trilemma_bench.run import Settings, find_data
+    from trilemma_bench.run import Settings
 
     with _progress(quiet or as_json) as report:
-        settings = Settings(data_root=data_root, inception_weights=inception_weights, report=report)
-        checks = verified(record, find_data(dataset, settings), settings)
+        settings = Settings(
+            data_root=data_root, inception_weights=inception_weights, statistics=statistics,
+            allow_unverified=allow_unverified, report=report,
+        )  # fmt: skip
+        checks = verified(record, data_of(record, dataset, settings), settings)
     if as_json:
         print(json.dumps([asdict(each) for each in checks], indent=2))
     else:
@@ -586,14 +594,13 @@ def gate(
 ) -> None:
     """Hold models against their expectations: has anything moved, and at which stage?"""
     from trilemma_bench import gate_text
-    from trilemma_bench.gate import Observation, judge, matching
-    from trilemma_bench.results import read_expectations, read_records
-    from trilemma_bench.store import write_atomic
+    from trilemma_bench.gate import judge
+    from trilemma_bench.results import observations, read_expectations, read_records
+    from trilemma_bench.store import cache_folder, write_atomic
 
     found = read_expectations(expect)
     if results is not None:
-        records = read_records(results)
-        pairs = [(item, Observation(records=matching(item, records))) for _, item in found]
+        pairs = observations(found, read_records(results), cache_folder())
     else:
         from trilemma_bench.expectations import observe
         from trilemma_bench.run import Settings

@@ -20,7 +20,7 @@ import torch
 
 import trilemma_bench
 from trilemma_bench import speed
-from trilemma_bench.errors import DataError, StoreError, TrilemmaError, UsageError
+from trilemma_bench.errors import TrilemmaError, UsageError
 from trilemma_bench.gate import (
     MIN_SEEDS,
     MIN_SPEED_FACTOR,
@@ -28,11 +28,11 @@ from trilemma_bench.gate import (
     Expectation,
     ExpectedImages,
     ExpectedSpeed,
-    ImageDifference,
     Observation,
     expected_score,
 )
-from trilemma_bench.images import open_images, write_npz
+from trilemma_bench.gate_images import compare, expected_images
+from trilemma_bench.images import write_npz
 from trilemma_bench.models import OpenModel, open_model
 from trilemma_bench.record import ResultRecord, file_name
 from trilemma_bench.run import Settings, evaluate_spec, find_data, find_protocol, own_cache, run_spec
@@ -224,7 +224,7 @@ def _observe(expectation: Expectation, path: Path, settings: Settings) -> Observ
     model = open_model(spec)
     images = None
     if expectation.images is not None:
-        kept = _kept_images(expectation.images, path)
+        kept = expected_images(expectation.images, path)
         images = compare(draw(model, len(kept)), kept, np.array(expectation.images.seeds))
     records = (evaluate_spec(spec, data, settings, model=model),) if expectation.scores else ()
     ratio = None
@@ -247,37 +247,3 @@ def draw(model: OpenModel, count: int, *, micro_batch: int | None = None) -> UIn
     sampler = model.remake(micro_batch or min(count, model.micro_batch))
     images: Any = sampler.sample(torch.from_numpy(image_seeds(0, 0, count)))
     return np.ascontiguousarray(images.detach().cpu().numpy() if isinstance(images, torch.Tensor) else images)
-
-
-def compare(found: UInt8, expected: UInt8, seeds: npt.NDArray[np.int64]) -> ImageDifference:
-    """The difference of two sets of images, uint8 [N, C, H, W] each, with their seeds, int64 [N].
-
-    Raises:
-        UsageError: The shapes differ.
-    """
-    if found.shape != expected.shape or found.dtype != expected.dtype:
-        raise UsageError(
-            f"the model makes images {found.dtype} {list(found.shape)}; the expectation holds {expected.dtype} "
-            f"{list(expected.shape)}. Make it again with `trilemma-bench expect make`."
-        )
-    distance = np.abs(found.astype(np.int16) - expected)
-    of_each = distance.reshape(len(distance), -1).mean(1)
-    return ImageDifference(
-        count=len(found), largest=int(distance.max()), differing=float((distance > 0).mean()),
-        mean=float(distance.mean()), worst_seed=int(seeds[int(of_each.argmax())]),
-    )  # fmt: skip
-
-
-def _kept_images(wanted: ExpectedImages, path: Path) -> UInt8:
-    file = path.parent / Path(wanted.file).name
-    try:
-        images = open_images(file)
-        found = images.read(0, len(images))
-    except DataError as error:
-        raise StoreError(f"{file}: the images of {path.name} cannot be read: {error}") from error
-    if sha256(found) != wanted.sha256 or len(found) != len(wanted.seeds):
-        raise StoreError(
-            f"{file}: not the images that {path.name} names (their SHA-256 begins {sha256(found)[:12]}, expected "
-            f"{wanted.sha256[:12]}). Restore both files, or make them again with `trilemma-bench expect make`."
-        )
-    return found

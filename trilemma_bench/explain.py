@@ -196,6 +196,8 @@ def _of_distance(bench: _Bench) -> Iterator[Fork]:
                 ("inception_v3_tf_clean", "clean-fid's own resize, reference alike"),
                 ("inception_v3_tf_legacy_pytorch", "early pytorch-fid's resize, reference alike"),
                 ("inception_v3_tf_jpeg75", "JPEG 75, reference alike"),
+                ("inception_v3_tf_clean_jpeg75", "clean-fid's own resize of JPEG 75, reference alike"),
+                ("inception_v3_tf_legacy_pytorch_jpeg75", "early pytorch-fid's resize of JPEG 75, reference alike"),
             )
         ]  # fmt: skip
     yield from _forks(kind.name, kind.label, distance(real, features), forks)

@@ -22,11 +22,14 @@ def headline(verdict: Verdict) -> str:
     """The verdict in one line."""
     counts = {state: sum(check.state == state for check in verdict.checks) for state in _MARKS}
     judged = counts["ok"] + counts["drift"]
+    if not judged and not counts["unusable"]:
+        return "Gate: unusable, nothing could be judged: run it without --results"
     if verdict.exit_code == 2:
         return f"Gate: unusable, {counts['unusable']} could not be judged; {counts['drift']} of {judged} checks drifted"
     if verdict.exit_code == 1:
         return f"Gate: drift in {', '.join(verdict.stages)}; {counts['drift']} of {judged} checks"
-    return f"Gate: nothing moved; {judged} checks"
+    left = f", {counts['not judged']} could not be judged here" if counts["not judged"] else ""
+    return f"Gate: nothing moved; {judged} checks{left}"
 
 
 def to_lines(verdict: Verdict) -> list[str]:

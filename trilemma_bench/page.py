@@ -10,26 +10,35 @@ import base64
 import hashlib
 import html
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 
 from trilemma_bench import charts
 from trilemma_bench.frontier import frontier
+from trilemma_bench.published import SCORES, PublishedRow
 from trilemma_bench.ranking import Cell, Column, Leaderboard, Row, Table, best_timing
 from trilemma_bench.record import ResultRecord
-from trilemma_bench.render import cell_text, header, notes, printable
+from trilemma_bench.render import PUBLISHED_NOTE, cell_text, header, notes, printable
 from trilemma_bench.sweep import curves, fewest_evaluations
 
 Grids = Mapping[str, bytes]
 """PNG of a record's first images, by the record's name."""
+Published = Mapping[str, Sequence[PublishedRow]]
+"""The papers' figures by data set."""
+MOST_MODES = 2500
+"""More modes than these are not drawn."""
 
 
-def to_html(board: Leaderboard, *, grids: Grids, title: str = "trilemma-bench", created: str = "") -> str:
+def to_html(
+    board: Leaderboard, *, grids: Grids, published: Published | None = None, title: str = "trilemma-bench",
+    created: str = "",
+) -> str:  # fmt: skip
     """The whole page.
 
     Args:
         board: What is shown.
         grids: Where a record has one it is shown, at full size on a click.
+        published: Shown below what was measured, in tables of their own, for the data sets of the board.
         title: Heading of the page.
         created: When the page was made.
     """
@@ -43,6 +52,7 @@ def to_html(board: Leaderboard, *, grids: Grids, title: str = "trilemma-bench", 
         for index, row in enumerate(row for table in board.tables for row in table.rows)
     }
     sections = "\n".join(_section(table, grids, anchors) for table in board.tables) or "<p>No results.</p>"
+    sections += "\n".join(_published(dataset, rows) for dataset, rows in (published or {}).items() if rows)
     articles = "\n".join(
         _article(row, table, grids, anchors[row.record.name]) for table in board.tables for row in table.rows
     )
@@ -117,21 +127,53 @@ def _section(table: Table, grids: Grids, anchors: Mapping[str, str]) -> str:
         f"<h2>{_text(table.protocol)}</h2><p>{_text(table.title)}</p>"
         f"<h3>Measured</h3>{_board(table, anchors)}"
         f'<details><summary>How to read this table</summary><ul class="notes">{listed}</ul></details>'
-        f"{_trilemma(table, anchors)}{_curves(table, anchors)}{_coverage(table)}{_gallery(table, grids)}</section>"
+        f"{_trilemma(table, anchors)}{_curves(table, anchors)}{_coverage(table)}{_modes(table)}{_gallery(table, grids)}"
+        "</section>"
+    )
+
+
+def _published(dataset: str, found: Sequence[PublishedRow]) -> str:
+    """The papers' figures on one data set; no cell is the best and no row has a page, for none was measured here."""
+    scores = [score for score in SCORES if any(score in row.values for row in found)]
+    heads = [_head("model", "ascending"), *(_head(SCORES[score], "ascending") for score in scores)]
+    heads += ['<th scope="col">device</th>', '<th scope="col">from</th>']
+    lines = []
+    for row in found:
+        cells = [f'<td data-value="{_text(row.model)}"{_title(row.note)}>{_text(row.model)}</td>']
+        for score in scores:
+            value = row.values.get(score)
+            cells.append('<td class="none" data-value="">–</td>' if value is None
+                         else f'<td data-value="{value!r}">{value:g}</td>')  # fmt: skip
+        cells += [f"<td>{_text(row.device)}</td>", f"<td>{_text(f'{row.paper}, {row.table}')}</td>"]
+        lines.append(f'<tr data-name="{_text(row.model)}" data-family="">{"".join(cells)}</tr>')
+    return (
+        f'<section class="protocol published" data-dataset="{_text(dataset)}"><h2>Published figures on '
+        f"{_text(dataset)}: not measured here</h2><p>{_text(PUBLISHED_NOTE)}</p>"
+        f"{_scroll(f'Published figures on {dataset}', 'board published', heads, lines)}</section>"
+    )
+
+
+def _head(text: str, first: str) -> str:
+    return f'<th scope="col" data-first="{first}"><button type="button">{_text(text)}</button></th>'
+
+
+def _title(note: str) -> str:
+    return f' title="{_text(note)}"' if note else ""
+
+
+def _scroll(label: str, kind: str, heads: Iterable[str], lines: Iterable[str]) -> str:
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{_text(label)}"><table class="{kind}"><thead><tr>'
+        f"{''.join(heads)}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 
 
 def _board(table: Table, anchors: Mapping[str, str]) -> str:
-    heads = ['<th scope="col" data-first="ascending"><button type="button">model</button></th>']
+    heads = [_head("model", "ascending")]
     for column in table.columns:
-        first = "descending" if column.higher_is_better else "ascending"
-        text = _text(header(table, column))
-        heads.append(f'<th scope="col" data-first="{first}"><button type="button">{text}</button></th>')
+        heads.append(_head(header(table, column), "descending" if column.higher_is_better else "ascending"))
     lines = [_line(row, table.columns, anchors[row.record.name]) for row in table.rows]
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="Leaderboard of {_text(table.protocol)}">'
-        f'<table class="board"><thead><tr>{"".join(heads)}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-    )
+    return _scroll(f"Leaderboard of {table.protocol}", "board", heads, lines)
 
 
 def _line(row: Row, columns: Sequence[Column], anchor: str) -> str:
@@ -144,9 +186,8 @@ def _line(row: Row, columns: Sequence[Column], anchor: str) -> str:
 
 def _number(cell: Cell, column: Column) -> str:
     kind = "best" if cell.best else "none" if cell.value is None else ""
-    note = f' title="{_text(cell.note)}"' if cell.note else ""
     value = "" if cell.value is None else repr(cell.value)
-    return f'<td class="{kind}" data-value="{value}"{note}>{_text(cell_text(cell, column))}</td>'
+    return f'<td class="{kind}" data-value="{value}"{_title(cell.note)}>{_text(cell_text(cell, column))}</td>'
 
 
 # --- figures ----------------------------------------------------------------------------------------------
@@ -201,10 +242,25 @@ def _coverage(table: Table) -> str:
                 )
     if not lines:
         return ""
+    heads = [f'<th scope="col">{name}</th>' for name in ("model", "score", "", "value")]
+    return f"<h3>Coverage</h3>{_scroll('Coverage', 'coverage', heads, lines)}"
+
+
+def _modes(table: Table) -> str:
+    """A panel a model: which of the known modes its samples reach, and how evenly."""
+    items = []
+    for row in table.rows:
+        counts = next((item.score.histogram for item in row.record.scores if item.score.histogram), ())
+        if 0 < len(counts) <= MOST_MODES:
+            items.append(
+                f'<li data-name="{_text(row.label)}" data-family="{_text(row.record.family)}">'
+                f"{charts.modes(row.label, counts)}{_text(row.label)}</li>"
+            )
+    if not items:
+        return ""
     return (
-        '<h3>Coverage</h3><div class="scroll" tabindex="0" role="region" aria-label="Coverage">'
-        '<table class="coverage"><thead><tr><th scope="col">model</th><th scope="col">score</th><th scope="col"></th>'
-        f'<th scope="col">value</th></tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+        f'<h3>Modes</h3><ul class="gallery modes">{"".join(items)}</ul><p class="soft">A square for each mode: dark '
+        "few samples, bright twice a fair share or more, crossed out none.</p>"
     )
 
 
@@ -270,11 +326,8 @@ def _scores(record: ResultRecord) -> str:
             f"<tr><td>{_text(item.kind.name)}</td><td>{value}</td><td>{interval}</td><td>{score.n or '–'}</td>"
             f"<td>{_text(score.uncertainty or '–')}</td></tr>"
         )
-    heads = "".join(f'<th scope="col">{name}</th>' for name in ("score", "value", "95 % interval", "n", "how"))
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="Scores"><table class="facts"><thead><tr>{heads}'
-        f"</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-    )
+    heads = [f'<th scope="col">{name}</th>' for name in ("score", "value", "95 % interval", "n", "how")]
+    return _scroll("Scores", "facts", heads, lines)
 
 
 def _facts(record: ResultRecord) -> str:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from trilemma_bench.errors import TrilemmaError
+from trilemma_bench.errors import TrilemmaError, UsageError
 from trilemma_bench.record import ResultRecord
-from trilemma_bench.run import Data, Settings, recompute
+from trilemma_bench.run import Data, Settings, find_data, recompute
 from trilemma_bench.spec import load_protocol
 
 RELATIVE = 1e-5
@@ -22,6 +22,19 @@ class Check:
     what: str
     verdict: Literal["agrees", "differs", "not checked"]
     detail: str
+
+
+def data_of(path: Path, dataset: str | None, settings: Settings) -> Data:
+    """The data that a record was measured on: what `dataset` names, else the data set of its protocol.
+
+    Raises:
+        StoreError: Not a record.
+        UsageError: The images were somebody's own, and `dataset` does not say where they are.
+    """
+    name = dataset or ResultRecord.read(path).spec.protocol.dataset
+    if dataset is None and name.startswith("images-"):
+        raise UsageError(f"{path}: measured on images of your own. Say with --dataset where they are.")
+    return find_data(name, settings)
 
 
 def verify(path: Path, data: Data, settings: Settings) -> list[Check]:
@@ -65,7 +78,8 @@ def _protocol(record: ResultRecord) -> Check:
     except TrilemmaError:
         return Check("protocol", "not checked", f"no protocol named {name} ships")
     variant = shipped.with_num_generated(record.spec.protocol.num_generated)
-    same = {"name": record.spec.protocol.name, "scores": ()}
+    # Names and titles move no number.
+    same = {"name": "", "title": "", "scores": ()}
     theirs, ours = (each.model_copy(update=same).digest for each in (variant, record.spec.protocol))
     added = all(score in shipped.scores for score in record.spec.protocol.scores)
     if theirs == ours and added:

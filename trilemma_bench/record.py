@@ -80,6 +80,8 @@ class Score(Frozen):
     comparison of two models pairs (delete-a-group jackknife)."""
     per_seed: tuple[float, ...] = ()
     """Where `value` is a mean over networks that were trained alike from several seeds: theirs, in order."""
+    histogram: tuple[int, ...] = ()
+    """Samples in each mode, in the order of the modes, on the score that counts modes; empty elsewhere."""
 
     @model_validator(mode="after")
     def _value_or_failure(self) -> Score:

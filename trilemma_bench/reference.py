@@ -7,7 +7,8 @@ relative, below the noise of any metric) is a part of the reference, so that wha
 bit for bit.
 
 Images count in the order of the SHA-256 of their pixels. So the same images give the same subset from
-pickles, zips or folders, whatever order these have.
+pickles, zips or folders, whatever order these have. An `exact` reference keeps the data set's own order and does not
+round, because other programs draw subsets by position: a kernel distance can equal theirs on nothing else.
 
 The shipped references were made by `trilemma-bench reference make`.
 """
@@ -105,7 +106,7 @@ def make_reference(
     with tempfile.TemporaryDirectory(prefix="trilemma-reference-") as folder:
         digests = [image_digests(images) for images in sets]
         found = [
-            _extract(images, rows, extractor, Path(folder, f"{index}.npy"), report)
+            _extract(images, rows, extractor, Path(folder, f"{index}.npy"), report, exact=spec.exact)
             for index, (images, rows) in enumerate(zip(sets, digests, strict=True))
         ]
         about = describe(sets, digests, extractor, spec)
@@ -118,8 +119,8 @@ def reference_from_features(
     """Make a reference from features that are there already.
 
     Args:
-        train: Float [N, D], the reference split in the order of its images' digests; may be mapped from a
-            file.
+        train: Float [N, D], the reference split in the order of its images' digests, or in its own where `spec` is
+            exact; may be mapped from a file.
         held_out: Float [N', D], the same of the held-out split, or None.
         spec: How much is kept; counts are cut to what there is.
         about: What they were made from; JSON. `extractor` (its name) and `is_inception` are read by metrics.
@@ -138,9 +139,10 @@ def reference_from_features(
     components = principal_axes(moments.cov, min(spec.sketch_dim, len(train) - 1, train.shape[1]))
     centre = moments.mean.astype(np.float32)
     chosen = np.random.default_rng(spec.seed).permutation(len(train))[: spec.num_features]
+    features = np.asarray(train[np.sort(chosen)], np.float32)
     reference = Reference(
         moments=moments,
-        features=_rounded(np.asarray(train[np.sort(chosen)], np.float32)),
+        features=features if spec.exact else _rounded(features),
         logits=None,
         components=components,
         centre=centre,
@@ -317,10 +319,10 @@ MAX_STATISTICS_BYTES = 4 * 2**30
 def import_statistics(path: str | Path, extractor: Extractor) -> Reference:
     """Mean and covariance that another program saved, as a reference for Fréchet distances alone.
 
-    Read are npz files of pytorch-fid and clean-fid (`mu`, `sigma`), StyleGAN's and EDM's (the same), and ADM's
-    reference batches (`mu`, `sigma`, `mu_s`, `sigma_s`, beside images that are left alone). None of them says which
-    network or resize made it, nor the number of images: that is the caller's word, and the reference says whose file
-    it is. StyleGAN's divide the covariance by N, the others by N - 1; no file says its N, so nothing is rescaled.
+    Read are npz files of pytorch-fid, clean-fid and EDM (`mu`, `sigma`), ADM's reference batches (`mu`, `sigma`,
+    `mu_s`, `sigma_s`, beside images that are left alone), and StyleGAN's sums (`raw_mean`, `raw_cov`, `num_items`),
+    whose covariance is brought from N to N - 1. None of them says which network or resize made it, and none but the
+    last the number of images: that is the caller's word, and the reference says whose file it is.
 
     Args:
         path: The npz file.
@@ -331,18 +333,26 @@ def import_statistics(path: str | Path, extractor: Extractor) -> Reference:
     """
     path = Path(path)
     mean_name, cov_name = _STATISTICS.get(extractor.name, ("mu", "sigma"))
+    sums = ("raw_mean", "raw_cov", "num_items")
+    count = 0
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             names = list(file.files)
-            if not {mean_name, cov_name} <= set(names):
+            are_sums = set(sums) <= set(names) and extractor.name not in _STATISTICS and mean_name not in names
+            if are_sums:
+                mean_name, cov_name, _ = sums
+            elif not {mean_name, cov_name} <= set(names):
+                images = " Images are data: give the file after --dataset." if names == ["arr_0"] else ""
                 raise StoreError(
                     f"{path}: holds {', '.join(names) or 'nothing'}; statistics for {extractor.name} have {mean_name} "
-                    f"and {cov_name}. Give an npz of pytorch-fid, clean-fid, EDM or ADM."
+                    f"and {cov_name}. Give an npz of pytorch-fid, clean-fid, EDM, ADM or StyleGAN.{images}"
                 )
-            size = sum(item.file_size for item in file.zip.infolist() if item.filename.startswith(("mu", "sigma")))
+            wanted = {f"{name}.npy" for name in (mean_name, cov_name, "num_items")}
+            size = sum(item.file_size for item in file.zip.infolist() if item.filename in wanted)
             if size > MAX_STATISTICS_BYTES:
                 raise StoreError(f"{path}: {size} bytes of statistics; at most {MAX_STATISTICS_BYTES} are read.")
             mean, cov = (np.asarray(file[name], np.float64) for name in (mean_name, cov_name))
+            count = int(file["num_items"]) if are_sums else 0
     except StoreError:
         raise
     except (
@@ -360,6 +370,10 @@ def import_statistics(path: str | Path, extractor: Extractor) -> Reference:
         raise StoreError(
             f"{path}: {mean_name} is {list(mean.shape)} and {cov_name} {list(cov.shape)}; expected [D], [D, D]."
         )
+    if are_sums:
+        if count < 2:
+            raise StoreError(f"{path}: num_items is {count}; a covariance is of at least 2 images.")
+        mean, cov = mean / count, (cov - np.outer(mean, mean) / count) / (count - 1)
     largest = float(np.abs(cov).max(initial=0))
     if not (np.isfinite(mean).all() and np.isfinite(cov).all()) or np.abs(cov - cov.T).max(initial=0) > 1e-6 * largest:
         raise StoreError(f"{path}: {cov_name} is not a covariance: not finite, or not symmetric.")
@@ -372,7 +386,7 @@ def import_statistics(path: str | Path, extractor: Extractor) -> Reference:
     }  # fmt: skip
     none = np.zeros((0, len(mean)), np.float32)
     found = Reference(
-        moments=Moments(n=0, mean=mean, cov=(cov + cov.T) / 2), features=none, logits=None,
+        moments=Moments(n=count, mean=mean, cov=(cov + cov.T) / 2), features=none, logits=None,
         components=np.zeros((len(mean), 0), np.float32), centre=mean.astype(np.float32),
         train_sketch=np.zeros((0, 0), np.float32), held_out_sketch=None, identity="", about=about,
     )  # fmt: skip
@@ -388,10 +402,13 @@ def _extract(
     extractor: Extractor,
     path: Path,
     report: Callable[[int], None],
+    *,
+    exact: bool,
 ) -> Array:
-    """Features [N, D] in the order of the images' digests, in a file at `path`."""
-    place = np.empty(len(digests), np.int64)
-    place[canonical_order(digests)] = np.arange(len(digests))
+    """Features [N, D] in a file at `path`, in the order of the images' digests or, where `exact`, of the data set."""
+    place = np.arange(len(digests))
+    if not exact:
+        place[canonical_order(digests)] = np.arange(len(digests))
     features: Array | None = None
     # Whole batches of the extractor, so that nothing is padded but the end.
     step = max(1, _READ // extractor.batch_size) * extractor.batch_size

@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from trilemma_bench import published
 from trilemma_bench.cards import baselines_folder
 from trilemma_bench.errors import UsageError
 from trilemma_bench.images import write_grid
@@ -33,7 +34,9 @@ def write_report(
     """
     board = rows(records)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
-    size = len(to_html(board, grids={}, title=title, created=created).encode())
+    datasets = dict.fromkeys(record.spec.protocol.dataset for record in records)
+    papers = {dataset: published.rows(published.figures(dataset)) for dataset in datasets}
+    size = len(to_html(board, grids={}, published=papers, title=title, created=created).encode())
     if size > MOST_BYTES:
         raise UsageError(f"{len(records)} records make a page of {size} bytes; at most {MOST_BYTES}. Report fewer.")
     grids: dict[str, bytes] = {}
@@ -48,7 +51,7 @@ def write_report(
         else:
             size += len(png) * 4 // 3 + 1000
             grids[record.name] = png
-    write_atomic(path, to_html(board, grids=grids, title=title, created=created).encode())
+    write_atomic(path, to_html(board, grids=grids, published=papers, title=title, created=created).encode())
     return left_out
 
 

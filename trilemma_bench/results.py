@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from trilemma_bench import published
 from trilemma_bench.errors import StoreError, UsageError, unknown_name
-from trilemma_bench.gate import SUFFIX, Expectation
+from trilemma_bench.gate import SUFFIX, Expectation, Observation, matching
+from trilemma_bench.gate_images import of_records
 from trilemma_bench.ranking import Leaderboard
 from trilemma_bench.record import ResultRecord
 from trilemma_bench.render import published_markdown, to_csv, to_json, to_latex, to_markdown, to_terminal
@@ -50,16 +51,34 @@ def find_record(text: str, folder: Path) -> ResultRecord:
         UsageError: None of that name, or several.
         StoreError: Not a record.
     """
-    if text.endswith(".json") and Path(text).is_file():
-        return ResultRecord.read(Path(text))
-    records = read_records(folder)
-    found = [record for record in records if text in (record.name, record.model)]
+    found = _candidates(text, folder)
     if not found:
-        raise unknown_name("record", text, {record.model for record in records})
+        raise unknown_name("record", text, {record.model for record in read_records(folder)})
     if len(found) > 1:
         names = ", ".join(record.name for record in found)
         raise UsageError(f"{folder} has {len(found)} records of {text}: {names}. Name one of these, or its file.")
     return found[0]
+
+
+def find_pair(a: str, b: str, folder: Path) -> tuple[ResultRecord, ResultRecord]:
+    """Two records as `find_record` finds them; a model measured under several protocols is taken under the other's.
+
+    Raises:
+        UsageError: Not found, or still several.
+        StoreError: Not a record.
+    """
+    first, second = _candidates(a, folder), _candidates(b, folder)
+    pairs = [(one, other) for one in first for other in second if one.spec.protocol.name == other.spec.protocol.name]
+    if len(pairs) == 1 and max(len(first), len(second)) > 1:
+        return pairs[0]
+    return find_record(a, folder), find_record(b, folder)
+
+
+def _candidates(text: str, folder: Path) -> list[ResultRecord]:
+    """The record at a path, or those of that name or model in a results folder."""
+    if text.endswith(".json") and Path(text).is_file():
+        return [ResultRecord.read(Path(text))]
+    return [record for record in read_records(folder) if text in (record.name, record.model)]
 
 
 def read_expectations(folder: Path) -> list[tuple[Path, Expectation]]:
@@ -76,6 +95,21 @@ def read_expectations(folder: Path) -> list[tuple[Path, Expectation]]:
     return [(path, Expectation.read(path)) for path in paths]
 
 
+def observations(
+    found: Sequence[tuple[Path, Expectation]], records: Sequence[ResultRecord], cache: Path
+) -> list[tuple[Expectation, Observation]]:
+    """What records say of each expectation, and their samples as far as they are still kept below `cache`.
+
+    Raises:
+        StoreError: An expectation's images are not there, or altered.
+    """
+    pairs = []
+    for path, item in found:
+        own = matching(item, records)
+        pairs.append((item, Observation(records=own, images=of_records(item, path, own, cache))))
+    return pairs
+
+
 FORMATS: dict[str, Callable[[Leaderboard, int | None], str]] = {
     "md": lambda board, precision: to_markdown(board, precision=precision),
     "csv": lambda board, precision: to_csv(board),
@@ -83,6 +117,7 @@ FORMATS: dict[str, Callable[[Leaderboard, int | None], str]] = {
     "json": lambda board, precision: to_json(board),
 }
 """File endings of a leaderboard and what writes them; CSV and JSON have numbers in full."""
+LONG_NAMES = {"markdown": "md", "latex": "tex"}
 
 
 def write_leaderboard(
@@ -98,17 +133,18 @@ def write_leaderboard(
     Args:
         board: What was measured.
         folder: Where the files go.
-        formats: Endings, see `FORMATS`.
+        formats: Endings, see `FORMATS`, or `LONG_NAMES` of them.
         precision: Significant digits; None takes two of each interval.
         with_published: Whether the papers' figures on the same data stand below the Markdown, in a table of their own.
 
     Raises:
         UsageError: No such format.
     """
-    for name in formats:
+    chosen = [LONG_NAMES.get(name, name) for name in formats]
+    for name in chosen:
         if name not in FORMATS:
-            raise unknown_name("format", name, FORMATS)
-    paths = {name: folder / f"leaderboard.{name}" for name in formats}
+            raise unknown_name("format", name, [*FORMATS, *LONG_NAMES])
+    paths = {name: folder / f"leaderboard.{name}" for name in chosen}
     for name, path in paths.items():
         text = FORMATS[name](board, precision)
         if with_published and name == "md":

@@ -392,6 +392,7 @@ def _over_training_seeds(items: Sequence[ScoredMetric]) -> ScoredMetric:
         score = Score(
             value=mean, stderr=stderr, interval=symmetric_interval(mean, stderr, dof=len(known) - 1),
             uncertainty=f"t interval over {len(known)} training seeds", n=items[0].score.n, per_seed=tuple(known),
+            histogram=tuple(int(sum(each)) for each in zip(*(item.score.histogram for item in items), strict=True)),
         )  # fmt: skip
     return items[0].model_copy(update={"score": score})
 

@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from trilemma_bench.errors import ProtocolError, unknown_name
 
@@ -68,6 +68,16 @@ class ReferenceSpec(Frozen):
     num_features: int = Field(default=5000, ge=1)
     sketch_dim: int = Field(default=64, ge=1)
     seed: int = 0
+    exact: bool = False
+    """Keep features in full and in the order of the data set, so that other programs' draws can be repeated on them."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A field that came later is not a part of the digests of what does without it.
+        found: dict[str, Any] = dump(self)
+        if not self.exact:
+            del found["exact"]
+        return found
 
 
 class TimingSpec(Frozen):

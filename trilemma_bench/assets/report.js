@@ -20,6 +20,7 @@ theme.addEventListener("click", () => {
 for (const table of all("table.board")) {
   all("thead th", table).forEach((head, place) => {
     const button = one("button", head);
+    if (button === null) return;
     button.addEventListener("click", () => {
       const before = head.getAttribute("aria-sort");
       const first = head.dataset.first;
@@ -49,10 +50,11 @@ function filter() {
   const words = search.value.toLowerCase();
   let shown = 0;
   for (const section of all("section.protocol")) {
-    section.hidden = ["protocol", "dataset"].some((name) => filters[name].value && section.dataset[name] !== filters[name].value);
+    // Published figures are of a data set and of no protocol.
+    section.hidden = ["protocol", "dataset"].some((name) => filters[name].value && name in section.dataset && section.dataset[name] !== filters[name].value);
     for (const row of all("tbody tr[data-family]", section)) {
       row.hidden = (filters.family.value && row.dataset.family !== filters.family.value) || !row.dataset.name.toLowerCase().includes(words);
-      if (!row.hidden && !section.hidden && row.closest("table.board")) shown += 1;
+      if (!row.hidden && !section.hidden && row.closest("table.board:not(.published)")) shown += 1;
     }
     for (const item of all(".gallery li", section)) {
       item.hidden = (filters.family.value && item.dataset.family !== filters.family.value) || !item.dataset.name.toLowerCase().includes(words);

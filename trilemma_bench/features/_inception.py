@@ -21,9 +21,13 @@ from trilemma_bench.kinds import Extractor, ExtractorKind
 from trilemma_bench.spec import digest
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
+PYTORCH_FIDS = "pt_inception-2015-12-05-6726825d.pth"
+"""The same file under pytorch-fid's name."""
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 SIZE, MEAN, STD = 299, 128.0, 128.0
+JPEG_QUALITY = 75
+"""Pillow's default, at which testers that write JPEG without a word write it."""
 
 # The modules in the order in which a picture passes them, by torch-fidelity's names.
 _TRUNK = (
@@ -64,7 +68,7 @@ def kind(
 
     def available(weights: Path | None = None) -> str | None:
         """One line on how to get what is missing, or None where nothing is; downloads nothing."""
-        if _helpers.find_weights(FILE, weights, any_name=True) is not None:
+        if _find(weights) is not None:
             return None
         where = f"{weights} is not there" if weights is not None else "its weights are not at hand"
         return f"{name} (FID, IS): {where}; download {URL} and name it with --inception-weights or TRILEMMA_WEIGHTS."
@@ -81,7 +85,7 @@ def kind(
         Raises:
             WeightsError: No weights and no network, or weights that are altered or of another network.
         """
-        path = _helpers.find_weights(FILE, weights, any_name=True)
+        path = _find(weights)
         if path is None:
             if weights is not None:
                 raise WeightsError(str(available(weights)))
@@ -107,6 +111,11 @@ def kind(
     return ExtractorKind(
         name=name, layers=layers, build=build, available=available, is_inception=is_inception, inception_weights=True
     )
+
+
+def _find(weights: Path | None) -> Path | None:
+    places = (_helpers.find_weights(file, weights, any_name=True) for file in (FILE, PYTORCH_FIDS))
+    return next((place for place in places if place is not None), None)
 
 
 def pool_and_logits(network: Any, x: Tensor) -> dict[str, Tensor]:

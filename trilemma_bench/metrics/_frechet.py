@@ -96,6 +96,8 @@ NAMES = {
     "inception_v3_tf_clean": ("fid_clean", "FID (clean)"),
     "inception_v3_tf_legacy_pytorch": ("fid_legacy_pytorch", "FID (legacy PyTorch)"),
     "inception_v3_tf_jpeg75": ("fid_jpeg75", "FID (JPEG 75)"),
+    "inception_v3_tf_clean_jpeg75": ("fid_clean_jpeg75", "FID (clean, JPEG 75)"),
+    "inception_v3_tf_legacy_pytorch_jpeg75": ("fid_legacy_pytorch_jpeg75", "FID (legacy PyTorch, JPEG 75)"),
 }
 """Distances that the field calls by a name of their own; none of them is plain FID."""
 

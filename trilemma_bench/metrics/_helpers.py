@@ -87,6 +87,24 @@ def check_k(k: int) -> None:
         raise ProtocolError(f"k must be at least 1; got {k}. Take the paper's number of neighbours.")
 
 
+# --- draws ------------------------------------------------------------------------------------------------
+
+TORCH_FIDELITYS_SEED = 2020
+DRAWS = ("own", "torch-fidelity")
+
+
+def torch_fidelitys_generator(draws: str) -> np.random.RandomState | None:
+    """The generator that torch-fidelity 0.4 starts each metric with, or None where `draws` are `own`.
+
+    Raises:
+        ProtocolError: `draws` is neither.
+    """
+    if draws not in DRAWS:
+        raise ProtocolError(f"draws = {draws!r}; a protocol says one of {', '.join(DRAWS)}.")
+    # numpy's legacy generator, whose stream is the only one that gives its subsets.
+    return np.random.RandomState(TORCH_FIDELITYS_SEED) if draws == "torch-fidelity" else None
+
+
 # --- names ------------------------------------------------------------------------------------------------
 
 

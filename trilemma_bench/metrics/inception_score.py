@@ -2,7 +2,8 @@
 
 It bears that name only on the logits of the TF Inception network; on another classifier's it is a classifier score,
 whose values compare with nobody's Inception Score. Splits are of a fixed shuffle: on samples ordered by class
-an unshuffled split sees one class and reads 1. Fewer samples a split read lower.
+an unshuffled split sees one class and reads 1. Fewer samples a split read lower. With `draws = "torch-fidelity"` the
+shuffle is the one that torch-fidelity takes.
 """
 
 from __future__ import annotations
@@ -47,15 +48,16 @@ def inception_score(*, generated: Array, splits: int = 10, order: npt.ArrayLike 
 
 
 def compute(
-    *, real: Reference, generated: Mapping[str, Array], rng: np.random.Generator, splits: int = 10
+    *, real: Reference, generated: Mapping[str, Array], rng: np.random.Generator, splits: int = 10, draws: str = "own"
 ) -> dict[str, Score]:
-    """Mean over the splits of a shuffle that `rng` fixes; the splits are independent, which gives its error.
+    """Mean over the splits of a fixed shuffle, of `rng`'s or torch-fidelity's; splits are independent: hence its error.
 
     Raises:
         ProtocolError: As for `inception_score`.
     """
     logits = _helpers.check_features(generated["logits"], what="generated logits")
-    values = inception_score(generated=logits, splits=splits, order=rng.permutation(len(logits)))
+    order = (_helpers.torch_fidelitys_generator(draws) or rng).permutation(len(logits))
+    values = inception_score(generated=logits, splits=splits, order=order)
     (kind,) = _kinds(*_helpers.extractor_of(real))
     value = float(values.mean())
     if splits < 2:
@@ -94,5 +96,5 @@ METRIC = Metric(
     layers=("logits",),
     kinds=lambda extractor: _kinds(extractor.name, extractor.is_inception),
     compute=compute,
-    defaults={"splits": 10},
+    defaults={"splits": 10, "draws": "own"},
 )

@@ -8,6 +8,9 @@ more images nor counts that the same images come again. Reported is the root of 
 the estimate over all images when the generated ones are drawn anew (delete-one jackknife, in closed form from the
 kernel's row sums), and that of the draw of subsets (their variance over their number; given the images they are
 independent).
+
+With `draws = "torch-fidelity"` subsets are the very ones that torch-fidelity takes, so that on equal features, in the
+order of its inputs, the value is its `kernel_inception_distance_mean`.
 """
 
 from __future__ import annotations
@@ -58,6 +61,11 @@ def draw_subsets(count: int, *, size: int, subsets: int, rng: np.random.Generato
     Raises:
         ProtocolError: A subset larger than the sample, or of fewer than two.
     """
+    _check_subsets(count, size=size, subsets=subsets)
+    return np.stack([rng.choice(count, size, replace=False) for _ in range(subsets)])
+
+
+def _check_subsets(count: int, *, size: int, subsets: int) -> None:
     if not 2 <= size <= count:
         raise ProtocolError(
             f"the kernel distance's subset_size must be between 2 and the number of images, here {count}; "
@@ -65,7 +73,21 @@ def draw_subsets(count: int, *, size: int, subsets: int, rng: np.random.Generato
         )
     if subsets < 2:
         raise ProtocolError(f"the kernel distance needs at least 2 subsets; got {subsets}. The paper takes 100.")
-    return np.stack([rng.choice(count, size, replace=False) for _ in range(subsets)])
+
+
+def _draw_both(
+    real: int, generated: int, *, size: int, subsets: int, rng: np.random.Generator, draws: str
+) -> tuple[_helpers.Int64, _helpers.Int64]:
+    """The subsets of both sides; torch-fidelity draws them in turn, the generated one first."""
+    known = _helpers.torch_fidelitys_generator(draws)
+    if known is None:
+        first = draw_subsets(real, size=size, subsets=subsets, rng=rng)
+        return first, draw_subsets(generated, size=size, subsets=subsets, rng=rng)
+    for count in (real, generated):
+        _check_subsets(count, size=size, subsets=subsets)
+    pairs = [[known.choice(count, size, replace=False) for count in (generated, real)] for _ in range(subsets)]
+    generated_subsets, real_subsets = np.stack(pairs, axis=1)
+    return real_subsets, generated_subsets
 
 
 def compute(
@@ -75,6 +97,7 @@ def compute(
     rng: np.random.Generator,
     subsets: int = 100,
     subset_size: int = 1000,
+    draws: str = "own",
 ) -> dict[str, Score]:
     """Mean over random subsets, with the standard error that the module's docstring explains.
 
@@ -87,11 +110,11 @@ def compute(
         minimum=3,
         why="an unbiased estimate and its error need three samples",
     )
+    real_subsets, generated_subsets = _draw_both(
+        len(reference), len(samples), size=subset_size, subsets=subsets, rng=rng, draws=draws
+    )
     values = kernel_distances(
-        real=reference,
-        generated=samples,
-        real_subsets=draw_subsets(len(reference), size=subset_size, subsets=subsets, rng=rng),
-        generated_subsets=draw_subsets(len(samples), size=subset_size, subsets=subsets, rng=rng),
+        real=reference, generated=samples, real_subsets=real_subsets, generated_subsets=generated_subsets
     )
     value = float(values.mean())
     influences = sample_influences(real=reference, generated=samples, rng=rng)
@@ -206,5 +229,5 @@ METRIC = Metric(
     layers=("features",),
     kinds=lambda extractor: _kinds(extractor.name, extractor.is_inception),
     compute=compute,
-    defaults={"subsets": 100, "subset_size": 1000},
+    defaults={"subsets": 100, "subset_size": 1000, "draws": "own"},
 )

@@ -124,6 +124,8 @@ def compute(
     scores = {"high_quality": _fraction(int(counts.good.sum()), len(samples))}
     for name, limits in bounds.items():
         scores[name] = _jackknifed(found[name], [each[name] for each in replicates], limits, len(samples))
+    histogram = tuple(int(n) for n in counts.joined().nearest[0])
+    scores["modes_captured"] = scores["modes_captured"].model_copy(update={"histogram": histogram})
     return {kind.name: scores[kind.name] for kind in KINDS}
 
 

@@ -1,0 +1,74 @@
+"""Every form of a leaderboard is made from the records that ship with the checkout."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+import trilemma_bench
+from trilemma_bench.cli import main
+from trilemma_bench.results import FORMATS, read_records
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+RECORDS = read_records(RESULTS)
+MODELS = {record.model for record in RECORDS}
+
+
+@pytest.fixture(autouse=True)
+def no_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a fresh checkout: nothing is cached."""
+    monkeypatch.setenv("TRILEMMA_CACHE", str(tmp_path / "cache"))
+
+
+def command(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    return int(left.value.code or 0)
+
+
+def test_every_format_of_the_leaderboard_names_every_model(tmp_path: Path) -> None:
+    assert {"ddgan", "ddpm", "ddim:steps=50", "stylegan2"} <= MODELS
+    formats = ",".join(FORMATS)
+    assert command("leaderboard", RESULTS, "--format", formats, "--out", tmp_path, "--with-published", "--quiet") == 0
+    written = {path.suffix[1:]: path.read_text() for path in tmp_path.glob("leaderboard.*")}
+    assert written.keys() == FORMATS.keys()
+    assert all(model in written["md"] for model in MODELS)
+    assert "not measured here" in written["md"] and "Denoising Diffusion GAN (ours), T=4" in written["md"]
+    assert {row["model"] for row in csv.DictReader(io.StringIO(written["csv"]))} == MODELS
+    assert {row["model"] for table in json.loads(written["json"]) for row in table["rows"]} == MODELS
+    assert written["tex"].count(r"\toprule") == len({record.spec.protocol.name for record in RECORDS})
+
+
+def test_the_board_that_ships_is_the_one_of_its_records(tmp_path: Path) -> None:
+    assert command("leaderboard", RESULTS, "--out", tmp_path, "--quiet") == 0
+    for name in ("leaderboard.md", "leaderboard.csv"):
+        assert (tmp_path / name).read_text() == (RESULTS / name).read_text(), f"run trilemma-bench leaderboard ({name})"
+
+
+def test_the_page_holds_every_model_and_stays_small(tmp_path: Path) -> None:
+    assert command("report", RESULTS, "--out", tmp_path / "report.html", "--quiet") == 0
+    text = (tmp_path / "report.html").read_text()
+    assert len(text.encode()) < 8_000_000
+    assert text.count("<article ") == len(RECORDS)
+    # The samples of ddpm ship with its baseline.
+    assert "data:image/png;base64," in text
+
+
+def test_figures_are_drawn_from_them(tmp_path: Path) -> None:
+    assert command("plot", RESULTS, "--out", tmp_path, "--width", "column", "--serif") == 0
+    assert {path.suffix for path in tmp_path.iterdir()} == {".png", ".svg"}
+
+
+def test_questions_lists_and_comparisons_read_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("best", RESULTS, "--metric", "fd", "--max-seconds", "5") == 0
+    assert "stylegan2" in capsys.readouterr().out
+    assert command("ls", "results", "--out", RESULTS) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(RECORDS)
+    assert command("compare", "stylegan2", "ddgan", "--out", RESULTS) == 0
+    assert "a is better" in capsys.readouterr().out
+    frame = trilemma_bench.leaderboard(str(RESULTS))
+    assert set(frame["model"]) == MODELS
