@@ -329,5 +329,5 @@ def test_markdown_says_what_moved_and_what_to_do() -> None:
 
 def test_a_gate_where_nothing_moved_says_so() -> None:
     verdict = judge([(expectation(STEADY), Observation(records=(measured(99, {FD: 40.0, RECALL: 0.4}),)))])
-    assert gate_text.to_lines(verdict) == ["Gate: nothing moved; 3 checks"]
+    assert gate_text.to_lines(verdict) == ["Gate: nothing moved; 3 checks, 1 could not be judged here"]
     assert gate_text.to_annotations(verdict) == []

@@ -85,6 +85,9 @@ def test_lightning_is_asked_for_only_where_it_is_used(world: dict[str, Any], mon
         callback.on_train_batch_end(trainer, SimpleNamespace(draw=sample), None, None, 0)
     assert list(metrics.records) == [2]
     monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
+    monkeypatch.setitem(sys.modules, "pytorch_lightning", SimpleNamespace(Callback=Callback))
+    assert isinstance(metrics.lightning(lambda module: module.draw), Callback)
+    monkeypatch.setitem(sys.modules, "pytorch_lightning", None)
     with pytest.raises(UsageError, match="pip install lightning"):
         metrics.lightning(lambda module: module.draw)
 

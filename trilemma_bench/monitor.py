@@ -98,8 +98,12 @@ class Metrics:
         """
         try:
             from lightning.pytorch import Callback
-        except ImportError as error:
-            raise UsageError("this needs Lightning: pip install lightning.") from error
+        except ImportError:
+            try:
+                # Its older package, whose trainers take no other's callbacks.
+                from pytorch_lightning import Callback
+            except ImportError as error:
+                raise UsageError("this needs Lightning: pip install lightning.") from error
         metrics = self
 
         class _Callback(Callback):  # type: ignore[misc,valid-type]

@@ -50,8 +50,10 @@ function filter() {
   const words = search.value.toLowerCase();
   let shown = 0;
   for (const section of all("section.protocol")) {
-    // Published figures are of a data set and of no protocol.
-    section.hidden = ["protocol", "dataset"].some((name) => filters[name].value && name in section.dataset && section.dataset[name] !== filters[name].value);
+    // Published figures stand below what was measured on their data set, and go with the last of it.
+    section.hidden = section.classList.contains("published")
+      ? !all("section.protocol:not(.published)").some((other) => !other.hidden && other.dataset.dataset === section.dataset.dataset)
+      : ["protocol", "dataset"].some((name) => filters[name].value && section.dataset[name] !== filters[name].value);
     for (const row of all("tbody tr[data-family]", section)) {
       row.hidden = (filters.family.value && row.dataset.family !== filters.family.value) || !row.dataset.name.toLowerCase().includes(words);
       if (!row.hidden && !section.hidden && row.closest("table.board:not(.published)")) shown += 1;
