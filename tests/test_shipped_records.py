@@ -40,7 +40,9 @@ def test_every_format_of_the_leaderboard_names_every_model(tmp_path: Path) -> No
     assert "not measured here" in written["md"] and "Denoising Diffusion GAN (ours), T=4" in written["md"]
     assert {row["model"] for row in csv.DictReader(io.StringIO(written["csv"]))} == MODELS
     assert {row["model"] for table in json.loads(written["json"]) for row in table["rows"]} == MODELS
-    assert written["tex"].count(r"\toprule") == len({record.spec.protocol.name for record in RECORDS})
+    # A table for each protocol, and one of the papers' figures.
+    assert written["tex"].count(r"\toprule") == len({record.spec.protocol.name for record in RECORDS}) + 1
+    assert r"\textit{Denoising Diffusion GAN (ours), T=4} & 3.75" in written["tex"]
 
 
 def test_the_board_that_ships_is_the_one_of_its_records(tmp_path: Path) -> None:

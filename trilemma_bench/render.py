@@ -364,13 +364,32 @@ def latex_escape(text: str) -> str:
     return "".join(_LATEX.get(letter, letter) for letter in printable(text))
 
 
-def _latex_table(table: Table, precision: int | None) -> str:
-    heads = " & ".join(latex_escape(text) for text in ["model", *(header(table, column) for column in table.columns)])
-    lines = [
-        r"\begin{table}", r"  \centering", f"  \\caption{{{latex_escape(_heading(table))}. "
-        f"{latex_escape(' '.join(notes(table)))}}}", f"  \\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
-        r"    \toprule", f"    {heads} \\\\", r"    \midrule",
+def published_latex(dataset: str, found: Sequence[PublishedRow]) -> str:
+    """Published figures of a data set as a LaTeX table of its own: never ranked, none of them in bold."""
+    scores = [score for score in SCORES if any(score in row.values for row in found)]
+    heads = ["model", *(SCORES[score] for score in scores), "device", "from"]
+    lines = []
+    for row in found:
+        cells = [rf"\textit{{{latex_escape(row.model)}}}"]
+        cells += [f"{row.values[score]:g}" if score in row.values else "--" for score in scores]
+        cells += [latex_escape(row.device), latex_escape(f"{row.paper}, {row.table}")]
+        lines.append(f"    {' & '.join(cells)} \\\\")
+    caption = f"Published figures on {dataset}: not measured here. {PUBLISHED_NOTE}"
+    return _latex(caption, f"l{'r' * len(scores)}ll", heads, lines)
+
+
+def _latex(caption: str, columns: str, heads: Sequence[str], lines: Sequence[str]) -> str:
+    head = " & ".join(latex_escape(text) for text in heads)
+    parts = [
+        r"\begin{table}", r"  \centering", f"  \\caption{{{latex_escape(caption)}}}",
+        f"  \\begin{{tabular}}{{{columns}}}", r"    \toprule", f"    {head} \\\\", r"    \midrule", *lines,
     ]  # fmt: skip
+    return "\n".join([*parts, r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""])
+
+
+def _latex_table(table: Table, precision: int | None) -> str:
+    heads = ["model", *(header(table, column) for column in table.columns)]
+    lines = []
     previous = True
     for row in table.rows:
         if previous and not row.ranked and row is not table.rows[0]:
@@ -382,7 +401,7 @@ def _latex_table(table: Table, precision: int | None) -> str:
             text = latex_escape(cell_text(cell, column, precision)).replace("[", "{[}")
             cells.append(rf"\textbf{{{text}}}" if cell.best else text)
         lines.append(f"    {' & '.join(cells)} \\\\")
-    return "\n".join([*lines, r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""])
+    return _latex(f"{_heading(table)}. {' '.join(notes(table))}", f"l{'r' * len(table.columns)}", heads, lines)
 
 
 def _json_table(table: Table) -> dict[str, Any]:

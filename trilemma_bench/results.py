@@ -12,7 +12,15 @@ from trilemma_bench.gate import SUFFIX, Expectation, Observation, matching
 from trilemma_bench.gate_images import of_records
 from trilemma_bench.ranking import Leaderboard
 from trilemma_bench.record import ResultRecord
-from trilemma_bench.render import published_markdown, to_csv, to_json, to_latex, to_markdown, to_terminal
+from trilemma_bench.render import (
+    published_latex,
+    published_markdown,
+    to_csv,
+    to_json,
+    to_latex,
+    to_markdown,
+    to_terminal,
+)
 from trilemma_bench.store import write_atomic
 
 if TYPE_CHECKING:
@@ -117,6 +125,9 @@ FORMATS: dict[str, Callable[[Leaderboard, int | None], str]] = {
     "json": lambda board, precision: to_json(board),
 }
 """File endings of a leaderboard and what writes them; CSV and JSON have numbers in full."""
+PublishedText = Callable[[str, Sequence[published.PublishedRow]], str]
+PUBLISHED: dict[str, PublishedText] = {"md": published_markdown, "tex": published_latex}
+"""Formats for readers, which the papers' figures may join."""
 LONG_NAMES = {"markdown": "md", "latex": "tex"}
 
 
@@ -135,7 +146,8 @@ def write_leaderboard(
         folder: Where the files go.
         formats: Endings, see `FORMATS`, or `LONG_NAMES` of them.
         precision: Significant digits; None takes two of each interval.
-        with_published: Whether the papers' figures on the same data stand below the Markdown, in a table of their own.
+        with_published: Whether the papers' figures on the same data stand below the Markdown and the LaTeX, in tables of
+            their own.
 
     Raises:
         UsageError: No such format.
@@ -147,17 +159,17 @@ def write_leaderboard(
     paths = {name: folder / f"leaderboard.{name}" for name in chosen}
     for name, path in paths.items():
         text = FORMATS[name](board, precision)
-        if with_published and name == "md":
-            text = "\n".join([text, *published_tables(board)])
+        if with_published and name in PUBLISHED:
+            text = "\n".join([text, *published_tables(board, PUBLISHED[name])])
         write_atomic(path, text.encode())
     return list(paths.values())
 
 
-def published_tables(board: Leaderboard) -> list[str]:
-    """Markdown of the papers' figures, one table for each data set of the board that has any."""
+def published_tables(board: Leaderboard, to_text: PublishedText = published_markdown) -> list[str]:
+    """The papers' figures, one table for each data set of the board that has any."""
     datasets = dict.fromkeys(row.record.spec.protocol.dataset for table in board.tables for row in table.rows)
     found = {dataset: published.rows(published.figures(dataset)) for dataset in datasets}
-    return [published_markdown(dataset, each) for dataset, each in found.items() if each]
+    return [to_text(dataset, each) for dataset, each in found.items() if each]
 
 
 def tables(board: Leaderboard, *, precision: int | None = None) -> list[rich.table.Table]:

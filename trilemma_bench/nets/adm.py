@@ -8,7 +8,7 @@ the authors' flags and tensors the names of their state dicts, so that released 
 Departure: float32 throughout, where the released flags run the inner blocks of ADM in float16.
 
 There are no stored outputs of the authors' program to hold this to; it is held to diffusers' `UNet2DModel`, which
-expresses the configurations with 64 channels a head, and the classifier's parts to the same blocks.
+expresses the configurations with 64 channels a head, and, classifier included, to a second reading of the state dicts.
 """
 
 from __future__ import annotations
