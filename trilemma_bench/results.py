@@ -146,8 +146,8 @@ def write_leaderboard(
         folder: Where the files go.
         formats: Endings, see `FORMATS`, or `LONG_NAMES` of them.
         precision: Significant digits; None takes two of each interval.
-        with_published: Whether the papers' figures on the same data stand below the Markdown and the LaTeX, in tables of
-            their own.
+        with_published: Whether the papers' figures on the same data stand below the Markdown and the LaTeX, in tables
+            of their own.
 
     Raises:
         UsageError: No such format.
