@@ -74,10 +74,25 @@ TINY_ADM: dict[str, Any] = {
 
 TINY: dict[str, Tiny] = {
     "adm": Tiny(TINY_ADM, {"steps": 4, "guidance": 2.0}, (3, 8, 8)),
+    "autoregressive": Tiny(
+        {"mlp": {"class": "autoregressive", "width": 8, "bins": 64}, "bins": 64, "scale": 20.0}, image_shape=(2,)
+    ),
+    "d3pm": Tiny(
+        {
+            "mlp": {"class": "d3pm", "width": 8, "bins": 64},
+            "bins": 64,
+            "num_train_steps": 3,
+            "scale": 20.0,
+            "transition": "gaussian",
+            "betas": {"start": 1e-3, "end": 0.5},
+        },
+        image_shape=(2,),
+    ),
     "ddgan": Tiny({"generator": TINY_NCSNPP, "pixel_block": 2, "num_timesteps": 4}),
     "ddim": Tiny({"unet": TINY_UNET}, {"steps": 4, "eta": 0.5}, (3, 8, 8)),
     "ddpm": Tiny({"unet": {**TINY_UNET, "in_channels": 12, "out_channels": 12, "pixel_block": 2}}, {"steps": 4}),
     "diffusers": Tiny({"unet": TINY_UNET}, {"steps": 4}, (3, 8, 8)),
+    "flow": Tiny({"mlp": {"class": "flow", "width": 8, "couplings": 3}, "scale": 20.0}, image_shape=(2,)),
     "gan": Tiny(
         {
             "generator": {"class": "mlp", "width": 8, "nz": 3, "time_dim": 0},
@@ -90,6 +105,7 @@ TINY: dict[str, Tiny] = {
     "ncsn": Tiny({"unet": TINY_UNET}, {"levels": 2, "steps_each": 2}, (3, 8, 8)),
     "score_sde": Tiny({"unet": TINY_UNET}, {"steps": 3, "solver": "pc"}, (3, 8, 8)),
     "stylegan2": Tiny({"generator": TINY_STYLEGAN2}),
+    "vae": Tiny({"mlp": {"class": "vae", "width": 8, "levels": 2}, "scale": 20.0}, image_shape=(2,)),
 }
 
 

@@ -20,6 +20,8 @@ from trilemma_bench.training.stylegan2 import AdaSpec
 BATCH = 8
 
 TINY_RECIPES: dict[str, dict[str, Any]] = {
+    "autoregressive": {"mlp": {"class": "autoregressive", "width": 8, "bins": 16, "members": 2}},
+    "d3pm": {"mlp": {"class": "d3pm", "width": 8, "bins": 16, "members": 2}, "num_train_steps": 5},
     "ddgan": {
         "generator": TINY_NCSNPP,
         "discriminator": {"class": "small", "nc": 24, "ngf": 2, "t_emb_dim": 8},
@@ -27,6 +29,7 @@ TINY_RECIPES: dict[str, dict[str, Any]] = {
         "cosine": True,
     },
     "ddpm": {"unet": {**TINY_UNET, "dropout": 0.1}, "num_train_steps": 10, "warmup_steps": 4},
+    "flow": {"mlp": {"class": "flow", "width": 8, "couplings": 2, "members": 2}},
     "gan": {
         "generator": {"class": "mlp", "width": 8, "nz": 3, "members": 2},
         "discriminator": {"class": "mlp", "width": 8, "time_dim": 0, "members": 2},
@@ -41,6 +44,7 @@ TINY_RECIPES: dict[str, dict[str, Any]] = {
         # Steps of a whole in every batch: the augmentation is on from the second one.
         "ada": AdaSpec(target=-2.0, interval=1, speed_kimg=0.008),
     },
+    "vae": {"mlp": {"class": "vae", "width": 8, "levels": 2, "members": 2}},
 }  # fmt: skip
 
 

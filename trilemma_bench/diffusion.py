@@ -219,3 +219,95 @@ class GanChain:
         elif predict != "x0":
             raise unknown_name("prediction", predict, PREDICTIONS)
         return self.posterior_sample(output, x_next, t, noise)
+
+
+# --- discrete states ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DiscreteChain:
+    """A diffusion chain over `num_states` ordered states (Austin et al. 2021, D3PM, arXiv 2107.03006).
+
+    Index t = 0..T-1 is the transition to x_{t+1}, as in `Chain`. `uniform`: with probability beta a state is drawn
+    anew (eq. of appendix A.2.1). `gaussian`: it moves by a discretised Gaussian whose variance is about
+    beta (K - 1)^2 / 8 cells^2, and what would leave the range stays (appendix A.2.3). Both are doubly stochastic, so
+    that the end of a long chain is uniform.
+
+    Raises:
+        UsageError: Betas outside (0, 1), or another kind.
+    """
+
+    num_states: int
+    betas: Tensor
+    kind: str = "gaussian"
+
+    def __post_init__(self) -> None:
+        Chain(self.betas)
+        if self.kind not in ("gaussian", "uniform"):
+            raise unknown_name("transition", self.kind, ("gaussian", "uniform"))
+
+    def __len__(self) -> int:
+        return len(self.betas)
+
+    @cached_property
+    def transitions(self) -> Tensor:
+        """float64 [T, K, K]: q(x_{t+1} = j | x_t = i) in row i."""
+        k = self.num_states
+        beta = self.betas[:, None, None]
+        if self.kind == "uniform":
+            return (1 - beta) * torch.eye(k, dtype=torch.float64) + beta / k
+        steps = torch.arange(k, dtype=torch.float64)
+        away = torch.arange(1 - k, k, dtype=torch.float64)
+        total = torch.exp(-4 * away**2 / ((k - 1) ** 2 * beta)).sum(2, keepdim=True)
+        moved = torch.exp(-4 * (steps[:, None] - steps) ** 2 / ((k - 1) ** 2 * beta)) / total
+        moved.diagonal(dim1=1, dim2=2).zero_()
+        return moved + torch.diag_embed(1 - moved.sum(2))
+
+    @cached_property
+    def from_data(self) -> Tensor:
+        """float64 [T + 1, K, K]: q(x_t = j | x_0 = i) in row i; the identity at t = 0."""
+        found = [torch.eye(self.num_states, dtype=torch.float64)]
+        for transition in self.transitions:
+            found.append(found[-1] @ transition)
+        return torch.stack(found)
+
+    def between(self, earlier: int, later: int) -> Tensor:
+        """float64 [K, K]: q(x_later = j | x_earlier = i) in row i, `earlier` and `later` in 0..T."""
+        found = torch.eye(self.num_states, dtype=torch.float64)
+        for transition in self.transitions[earlier:later]:
+            found = found @ transition
+        return found
+
+    def reverse(self, x0: Tensor, x_t: Tensor, earlier: int, later: int, step: Tensor | None = None) -> Tensor:
+        """p(x_earlier | x_later) = sum over x_0 of q(x_earlier | x_later, x_0) p(x_0 | x_later), float64 [N, D, K].
+
+        The authors' eq. 4 has q(x_earlier, x_later | x_0) in the sum; with q(x_earlier | x_later, x_0) the chain is
+        exact where p(x_0 | x_later) is, whatever its steps.
+
+        Args:
+            x0: Probabilities of x_0, float64 [N, D, K]; those from which x_later cannot be reached have no part.
+            x_t: x_later, int64 [N, D].
+            earlier: In 0..T - 1.
+            later: In 1..T.
+            step: `between(earlier, later)`, where it is at hand.
+        """
+        step = self.between(earlier, later) if step is None else step
+        reached = self.from_data[later].T[x_t]
+        ratio = torch.where(reached > 1e-150, x0 / reached.clamp(min=1e-150), 0)
+        found = step.T[x_t] * (ratio @ self.from_data[earlier])
+        return found / found.sum(2, keepdim=True)
+
+
+def draw_categorical(probabilities: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """States int64 [...] of probabilities [..., K] at uniform numbers [...] in [0, 1], by the inverse of the sum.
+
+    Returns:
+        The states, and what of the numbers is left: uniform in [0, 1] too, given the states, and a place within them
+        that moves continuously with the probabilities.
+    """
+    cumulative = probabilities.cumsum(-1)
+    wanted = (uniform * cumulative[..., -1])[..., None]
+    state = torch.searchsorted(cumulative, wanted).clamp(max=probabilities.shape[-1] - 1)
+    share = probabilities.gather(-1, state)
+    left = 1 - (cumulative.gather(-1, state) - wanted) / share.clamp(min=1e-300)
+    return state[..., 0], left.clamp(0, 1)[..., 0]

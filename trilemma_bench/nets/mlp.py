@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -171,16 +171,22 @@ class Critic(MLP):
         return self.run(x, t)
 
 
+ConfigT = TypeVar("ConfigT", bound=MLPConfig)
+
+
 def parse(config: Mapping[str, Any]) -> MLPConfig:
+    """A checked configuration of a plain network; see `parse_as`."""
+    return parse_as(MLPConfig, config)
+
+
+def parse_as(kind: type[ConfigT], config: Mapping[str, Any]) -> ConfigT:
     """A checked configuration; the keys `class` and `predict`, which say what a network is for, are left out.
 
     Raises:
         UsageError: An unknown key, or a value outside its range.
     """
     try:
-        return MLPConfig.model_validate(
-            {key: value for key, value in config.items() if key not in ("class", "predict")}
-        )
+        return kind.model_validate({key: value for key, value in config.items() if key not in ("class", "predict")})
     except ValueError as error:
         raise UsageError(f"not a configuration of an MLP: {error}") from error
 

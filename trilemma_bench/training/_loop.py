@@ -143,8 +143,12 @@ class Task(ABC):
         loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
         average_gradients(parameters)
         if clip is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, clip)
+            self.clip(parameters, clip)
         optimizer.step()
+
+    def clip(self, parameters: list[nn.Parameter], norm: float) -> None:
+        """Shorten the gradients of one network to `norm`."""
+        torch.nn.utils.clip_grad_norm_(parameters, norm)
 
     def average(self, step: Step) -> None:
         """Move the averages towards the networks."""
