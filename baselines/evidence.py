@@ -122,10 +122,10 @@ def plot(name: str, rows: list[dict[str, str]], path: Path) -> None:
 def grids(name: str, run: Path, path: Path) -> None:
     """First, middle (of the logarithmic axis) and last snapshot side by side, the same seeds in each."""
     snapshots = sorted((run / "snapshots").glob("*.safetensors"))
-    chosen = [snapshots[0], snapshots[len(snapshots) // 2], snapshots[-1]]
+    chosen = sorted({snapshots[0], snapshots[len(snapshots) // 2], snapshots[-1]})
     blocks = [draw(name, weights, COLUMNS**2).reshape(COLUMNS, COLUMNS, 3, 32, 32) for weights in chosen]
     gap = np.full((COLUMNS, 1, 3, 32, 32), 255, np.uint8)
-    sheet = np.concatenate([blocks[0], gap, blocks[1], gap, blocks[2]], axis=1)
+    sheet = np.concatenate([part for block in blocks for part in (gap, block)][1:], axis=1)
     write_grid(path, sheet.reshape(-1, 3, 32, 32), columns=sheet.shape[1])
 
 
