@@ -20,7 +20,7 @@ from trilemma_bench.nets import mlp
 from trilemma_bench.record import ResultRecord
 
 HERE = Path(__file__).resolve().parent
-TITLES = {"cifar10": "CIFAR-10", "gaussians25": "25 Gaussians"}
+TITLES = {"cifar10": "CIFAR-10", "gaussians25": "25 Gaussians", "stackedmnist": "StackedMNIST"}
 
 
 def toml(value: object) -> str:

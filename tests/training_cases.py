@@ -34,6 +34,7 @@ TINY_RECIPES: dict[str, dict[str, Any]] = {
         "generator": {"class": "mlp", "width": 8, "nz": 3, "members": 2},
         "discriminator": {"class": "mlp", "width": 8, "time_dim": 0, "members": 2},
     },
+    "mnist_classifier": {"network": {"width": 4, "features": 6}, "warmup_steps": 2},
     "stylegan2": {
         "generator": TINY_STYLEGAN2,
         "discriminator": {

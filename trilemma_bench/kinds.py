@@ -94,7 +94,10 @@ class Dataset:
 
 
 class Extractor(Protocol):
-    """images -> features, with an identity that changes whenever the features could."""
+    """images -> features, with an identity that changes whenever the features could.
+
+    Optional member: `note` (str), which each record that it served keeps among its notes.
+    """
 
     name: str
     identity: str
@@ -248,5 +251,6 @@ class TrainerKind:
     name: str
     recipes: Mapping[str, Any]
     task: Callable[..., Any]
-    baseline: str
+    baseline: str | None
+    """Folder below `baselines/`; None where the weights are no sampler's."""
     source: str

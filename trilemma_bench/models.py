@@ -279,14 +279,14 @@ def _weights(kind: SamplerKind, run: RunSpec) -> tuple[Weights, Path | None]:
 
 
 def _baseline(kind: SamplerKind, baseline: str, run: RunSpec) -> str:
-    """Name of the baseline for this data set and these options; images of unknown sets have the one of CIFAR-10.
+    """Name of the baseline for this data set and these options; one's own images have the one of CIFAR-10.
 
     Raises:
         WeightsError: There is none.
     """
     options, dataset = run.sampler.options, run.protocol.dataset
     found = find_card(baseline, dataset, options)
-    if found is None and not is_points(run.protocol.image_shape):
+    if found is None and not is_points(run.protocol.image_shape) and dataset not in registry.names("dataset"):
         found = find_card(baseline, "cifar10", options)
     if found is None:
         raise WeightsError(

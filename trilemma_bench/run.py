@@ -325,8 +325,13 @@ def _without_speed(
         speed=None,
         hardware=speed.hardware(spec.device, spec.dtype),
         provenance=_provenance(source, extractors, real, started),
-        notes=tuple(source.notes),
+        notes=(*source.notes, *_notes_of(extractors)),
     )
+
+
+def _notes_of(extractors: dict[str, Extraction]) -> list[str]:
+    """What the extractors want said of themselves in each record."""
+    return [item.extractor.note for item in extractors.values() if hasattr(item.extractor, "note")]
 
 
 def recompute(record: ResultRecord, data: Data, settings: Settings) -> ResultRecord | str:

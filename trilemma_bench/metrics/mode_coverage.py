@@ -1,13 +1,11 @@
 """Mode coverage where the modes are known: equal Gaussians on a grid, such as 25-Gaussians.
 
 A sample belongs to its nearest centre, and is of high quality within `radius` standard deviations of it. Modes are
-captured by one such sample (Srivastava et al. 2017, arXiv 1705.07761; Lin et al. 2018, arXiv 1712.04086), and held
-where `share` of a fair share of the samples are of high quality there. The histogram of nearest centres, whatever the
-quality, is set against equal weights q_k = 1 / K: KL(p, q) = sum p_k log(K p_k) in nats and total variation
-sum |p_k - q_k| / 2.
+captured by one such sample, and held where `share` of a fair share of the samples are of high quality there. The
+histogram of nearest centres, whatever the quality, is set against equal weights; `_modes` has the formulas.
 
-**Finite samples.** With N samples of the very distribution KL is (K - 1) / (2 N) on average and total variation about
-sqrt(K / (2 pi N)), not 0: 0.0012 and 0.020 for K = 25 and N = 10,000.
+**Finite samples.** With N samples of the very distribution neither KL nor total variation is 0: they are 0.0012 and
+0.020 on average for K = 25 and N = 10,000.
 
 **Spread ratio.** The standard deviation of the high-quality samples about the mean of their mode, over that of a real
 mode cut at the same radius, as the mean over modes with two such samples at least. Under 1 a sampler is too sure of
@@ -26,7 +24,7 @@ from scipy.special import gammainc
 from trilemma_bench import stats
 from trilemma_bench.errors import ProtocolError
 from trilemma_bench.kinds import Array, Metric, Reference
-from trilemma_bench.metrics import _helpers
+from trilemma_bench.metrics import _helpers, _modes
 from trilemma_bench.record import Score, ScoreKind
 
 MAX_MODES = 2**20
@@ -34,10 +32,10 @@ MAX_MODES = 2**20
 KINDS = (
     ScoreKind(name="high_quality", axis="quality", higher_is_better=True, label="high quality"),
     ScoreKind(name="mode_spread", axis="quality", higher_is_better=None, label="spread ratio"),
-    ScoreKind(name="modes_captured", axis="coverage", higher_is_better=True, label="modes"),
-    ScoreKind(name="modes_held", axis="coverage", higher_is_better=True, label="modes held"),
-    ScoreKind(name="mode_kl", axis="coverage", higher_is_better=False, label="mode KL"),
-    ScoreKind(name="mode_tv", axis="coverage", higher_is_better=False, label="mode TV"),
+    _modes.CAPTURED,
+    _modes.HELD,
+    _modes.KL,
+    _modes.TV,
 )
 
 
@@ -117,13 +115,13 @@ def compute(
     found = summary(counts.joined(), deviation=deviation, share=share)
     groups = len(counts.nearest)
     replicates = [summary(counts.without(group), deviation=deviation, share=share) for group in range(groups)]
-    bounds = {
-        "modes_captured": (0, len(modes)), "modes_held": (0, len(modes)), "mode_tv": (0, 1),
-        "mode_kl": (0, np.inf), "mode_spread": (0, np.inf),
-    }  # fmt: skip
+    bounds = {**_modes.bounds(len(modes)), "mode_spread": (0, np.inf)}
     scores = {"high_quality": _fraction(int(counts.good.sum()), len(samples))}
-    for name, limits in bounds.items():
-        scores[name] = _jackknifed(found[name], [each[name] for each in replicates], limits, len(samples))
+    for name, value in found.items():
+        if np.isnan(value):
+            scores[name] = Score.failed("no mode has two samples of high quality")
+        else:
+            scores[name] = _modes.jackknifed(value, [each[name] for each in replicates], bounds[name], len(samples))
     histogram = tuple(int(n) for n in counts.joined().nearest[0])
     scores["modes_captured"] = scores["modes_captured"].model_copy(update={"histogram": histogram})
     return {kind.name: scores[kind.name] for kind in KINDS}
@@ -163,18 +161,15 @@ def count(samples: Array, modes: _helpers.Float64, labels: _helpers.Int64, *, ra
 def summary(counts: Counts, *, deviation: float, share: float) -> dict[str, float]:
     """The scores but the high-quality fraction from the sums of one group; `deviation` is a real mode's."""
     nearest, good = counts.nearest[0], counts.good[0]
-    weight = nearest / nearest.sum()
-    taken = weight[weight > 0]
     several = good >= 2
     n = good[several]
     variance = (counts.square[0][several] - np.square(counts.total[0][several]).sum(1) / n) / (n - 1)
     spread = np.sqrt(np.maximum(variance, 0) / counts.total.shape[2]) / deviation
     return {
         "modes_captured": float((good > 0).sum()),
-        # A mode that nobody entered is never held, however small the fair share.
-        "modes_held": float(((good > 0) & (good >= share * nearest.sum() / len(nearest))).sum()),
-        "mode_kl": float((taken * np.log(taken * len(weight))).sum()),
-        "mode_tv": float(np.abs(weight - 1 / len(weight)).sum() / 2),
+        "modes_held": _modes.held(good, int(nearest.sum()), share=share),
+        "mode_kl": _modes.kl(nearest),
+        "mode_tv": _modes.total_variation(nearest),
         "mode_spread": float(spread.mean()) if len(spread) else np.nan,
     }
 
@@ -193,22 +188,6 @@ def _fraction(good: int, count: int) -> Score:
         value=good / count, stderr=stats.proportion_stderr(good, count), interval=stats.wilson_interval(good, count),
         uncertainty="Wilson interval over the generated samples", n=count,
     )  # fmt: skip
-
-
-def _jackknifed(value: float, replicates: list[float], bounds: tuple[float, float], count: int) -> Score:
-    if np.isnan(value):
-        return Score.failed("no mode has two samples of high quality")
-    known = [each for each in replicates if not np.isnan(each)]
-    if len(known) < 2:
-        return Score(value=value, uncertainty="none: too few samples", n=count)
-    stderr = stats.jackknife_stderr(known)
-    return Score(
-        value=value,
-        stderr=stderr,
-        interval=stats.symmetric_interval(value, stderr, dof=len(known) - 1, bounds=bounds),
-        uncertainty=f"jackknife over {_helpers.GROUPS} groups of generated samples",
-        n=count,
-    )
 
 
 METRIC = Metric(

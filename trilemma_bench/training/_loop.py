@@ -542,7 +542,7 @@ def histogram(points: np.ndarray, side: int = 256) -> np.ndarray:
     return picture
 
 
-def write_weights(path: Path, tensors: Mapping[str, Tensor], **header: Mapping[str, Any]) -> None:
+def write_weights(path: Path, tensors: Mapping[str, Tensor], **header: Any) -> None:
     """Weights as fp16 safetensors with JSON in the header, such as `config`; whole or not at all."""
     from safetensors.torch import save_file
 

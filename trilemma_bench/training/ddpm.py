@@ -65,6 +65,18 @@ RECIPES = {
             "flip_sin_to_cos": False,
         },
     ),
+    "stackedmnist-cpu": DDPMRecipe(
+        batch=64, duration_kimg=1000, ema=EmaSpec(halflife_kimg=20, rampup=0.05), flips=False, bf16=True,
+        channels_last=True, lr=6e-4, warmup_steps=300,
+        unet={
+            "sample_size": 16, "in_channels": 12, "out_channels": 12, "pixel_block": 2,
+            "block_out_channels": [32, 64, 64], "layers_per_block": 1, "attention_head_dim": 64,
+            "down_block_types": ["DownBlock2D", "DownBlock2D", "DownBlock2D"],
+            "up_block_types": ["UpBlock2D", "UpBlock2D", "UpBlock2D"],
+            "norm_num_groups": 16, "norm_eps": 1e-6, "downsample_padding": 0, "freq_shift": 1,
+            "flip_sin_to_cos": False,
+        },
+    ),
     # Xiao et al. 2022: three layers of 512, batch 512, 50k iterations.
     "gaussians25-paper": PointsRecipe(
         batch=512, duration_kimg=25_600, ema=EmaSpec(decay=0.999), lr=1e-3, warmup_steps=500,
