@@ -132,6 +132,9 @@ def test_new_seeds_are_held_against_the_spread_in_both_directions() -> None:
     for value, state in ((40.7, "ok"), (60.0, "drift"), (20.0, "drift")):
         now = Observation(records=(measured(99, {FD: value, RECALL: 0.4}),))
         assert states(wanted, now)["fd_toy"] == ("scores", state)
+        (check,) = [check for check in judge([(wanted, now)]).checks if check.what == "fd_toy"]
+        assert ("; not significant (corrected p" in check.message) == (state == "ok")
+        assert ("; significant (corrected p" in check.message) == (state == "drift")
 
 
 def test_seeds_that_lie_close_by_chance_do_not_narrow_what_a_score_knows_of_itself() -> None:

@@ -115,6 +115,27 @@ def test_the_papers_protocol_names_its_networks() -> None:
     assert {"recall_vgg16_torchvision", "recall_inception_v3_tf", "fd_dinov2_vitl14"} <= names.keys()
 
 
+@pytest.mark.parametrize("dataset", ["cifar10", "image_folder"])
+def test_clean_fids_modes_from_png_and_jpeg_are_six_columns_with_keys_of_their_own(dataset: str) -> None:
+    protocol = load_protocol("cleanfid", dataset=dataset)
+    kinds = [
+        registry.get("metric", item.metric).kinds(registry.get("extractor", item.extractor))[0]
+        for item in protocol.scores
+    ]
+    assert [kind.name for kind in kinds] == [
+        "fid_clean", "fid_clean_jpeg75", "fid", "fid_jpeg75", "fid_legacy_pytorch", "fid_legacy_pytorch_jpeg75",
+    ]  # fmt: skip
+    assert len({kind.label for kind in kinds}) == len({protocol.score_key(item) for item in protocol.scores}) == 6
+
+
+def test_ones_own_images_are_measured_as_the_paper_measures() -> None:
+    own, paper = load_protocol("paper", dataset="image_folder"), load_protocol("cifar10-paper-v1")
+    assert own.scores == paper.scores and own.reference == paper.reference and own.timing == paper.timing
+    assert paper.reference.exact
+    draws = {item.metric: item.params.get("draws") for item in paper.scores}
+    assert draws["kernel_distance"] == draws["inception_score"] == "torch-fidelity"
+
+
 def test_a_run_against_statistics_is_a_protocol_of_its_own(tmp_path: Path) -> None:
     path, _ = statistics(tmp_path / "a.npz")
     spec = run_spec(parse_model("real:split=test"), load_protocol("cifar10-paper-v1"))

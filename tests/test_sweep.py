@@ -105,3 +105,7 @@ def test_sweep_command_leaves_a_record_a_point_and_says_what_is_enough(
     assert "evaluations are the fewest within 5% of the best FD" in capsys.readouterr().out
     assert len(list((tmp_path / "results").glob("*/*.json"))) == 2
     assert [path.suffix for path in sorted((tmp_path / "figures").glob("*curves*"))] == [".png", ".svg"]
+    with pytest.raises(SystemExit) as left:
+        main(["sweep", "--model", model, "--over", "steps=2,4", "--quiet", "--metric", "fid", *world])
+    assert left.value.code == 2
+    assert "FID is measured on TF Inception features only" in capsys.readouterr().err

@@ -177,7 +177,9 @@ def _seeds(several: str | None, one: int) -> list[int]:
 def sweep(
     model: Annotated[str, typer.Option(help="One model, as after --models of `run`.")],
     over: Annotated[list[str], typer.Option(help="An option and its values: steps=5,10,20; repeat it for a grid.")],
-    metric: Annotated[str, typer.Option(help="The column that the curve shows.")] = "fd",
+    metric: Annotated[
+        str | None, typer.Option(help="The column that the curve shows; else the first of quality.")
+    ] = None,
     within: Annotated[float, typer.Option(help="What counts as near the best: a share of it.", min=0.0)] = 0.05,
     figures: Annotated[
         Path | None, typer.Option(help="Folder for the curves as PNG and SVG; needs trilemma-bench[plot].")
@@ -198,7 +200,7 @@ def sweep(
     """Measure one model over values of its options: a record a point, and the fewest evaluations that do."""
     from trilemma_bench import jobs
     from trilemma_bench.models import parse_model
-    from trilemma_bench.ranking import find_column, has_column, rows
+    from trilemma_bench.ranking import curve_column, find_column, rows
     from trilemma_bench.run import Settings, find_data, find_protocol, run_spec
     from trilemma_bench.sweep import curves, expand, fewest_evaluations
 
@@ -216,12 +218,15 @@ def sweep(
         from trilemma_bench.figures import write_figures
 
         write_figures(rows(records), figures, metric=metric)
+    tables = rows(records).tables
+    if metric is not None and tables and all(curve_column(table, metric) is None for table in tables):
+        find_column(tables[0], metric)  # says what there is
     if not as_json:
-        for table in rows(records).tables:
-            if not has_column(table, metric):
+        for table in tables:
+            column = curve_column(table, metric)
+            if column is None:
                 continue
-            column = find_column(table, metric)
-            for curve in curves(table, metric):
+            for curve in curves(table, column.name):
                 point = fewest_evaluations(curve, column, within=within)
                 print(f"{curve.label}: {point.nfe:g} evaluations are the fewest within {within:.0%} of the best "
                       f"{column.label} ({point.value:.4g} at {point.row.label})")  # fmt: skip

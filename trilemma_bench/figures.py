@@ -16,7 +16,7 @@ import numpy as np
 from trilemma_bench.errors import UsageError
 from trilemma_bench.frontier import Frontier, frontier
 from trilemma_bench.kinds import Array
-from trilemma_bench.ranking import Cell, Column, Leaderboard, Row, Table, find_column, has_column
+from trilemma_bench.ranking import Cell, Column, Leaderboard, Row, Table, curve_column
 from trilemma_bench.record import file_name
 from trilemma_bench.render import header
 from trilemma_bench.sweep import Curve, curves
@@ -83,10 +83,7 @@ def _figures(table: Table, metric: str | None, width: float) -> list[tuple[str, 
     front = frontier(table)
     if front is not None and front.rows:
         found.append(("trilemma", trilemma(table, front, width=width)))
-    if metric is not None:
-        column = find_column(table, metric) if has_column(table, metric) else None
-    else:
-        column = next((c for c in table.columns if c.axis == "quality" and c.higher_is_better is not None), None)
+    column = curve_column(table, metric)
     lines = curves(table, column.name) if column is not None else []
     if column is not None and lines:
         found.append(("curves", curve_figure(table, lines, column, width=width)))

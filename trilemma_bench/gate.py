@@ -254,8 +254,10 @@ def judge(pairs: Sequence[tuple[Expectation, Observation]]) -> Verdict:
     alpha = min((expectation.alpha for expectation, _ in pairs), default=ALPHA)
     corrected = stats.holm([checks[index].p or 0.0 for index in tests])
     for index, p in zip(tests, corrected, strict=True):
-        if p <= alpha and checks[index].beyond:
-            checks[index] = replace(checks[index], state="drift")
+        check = checks[index]
+        if check.beyond:
+            text = f"{check.message}; {'' if p <= alpha else 'not '}significant (corrected p {p:.2g})"
+            checks[index] = replace(check, state="drift" if p <= alpha else check.state, message=text)
     return Verdict(tuple(checks))
 
 

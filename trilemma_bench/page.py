@@ -16,7 +16,7 @@ from importlib import resources
 from trilemma_bench import charts
 from trilemma_bench.frontier import frontier
 from trilemma_bench.published import SCORES, PublishedRow
-from trilemma_bench.ranking import Cell, Column, Leaderboard, Row, Table, best_timing
+from trilemma_bench.ranking import Cell, Column, Leaderboard, Row, Table, best_timing, curve_column
 from trilemma_bench.record import ResultRecord
 from trilemma_bench.render import PUBLISHED_NOTE, cell_text, header, notes, printable
 from trilemma_bench.sweep import curves, fewest_evaluations
@@ -206,7 +206,7 @@ def _trilemma(table: Table, anchors: Mapping[str, str]) -> str:
 
 
 def _curves(table: Table, anchors: Mapping[str, str]) -> str:
-    column = next((c for c in table.columns if c.axis == "quality" and c.higher_is_better is not None), None)
+    column = curve_column(table)
     found = curves(table, column.name) if column is not None else []
     if column is None or not found:
         return ""

@@ -478,6 +478,13 @@ def has_column(table: Table, name: str) -> bool:
     return True
 
 
+def curve_column(table: Table, name: str | None = None) -> Column | None:
+    """The column that a curve of this table shows: the one asked for, else the first of quality; None where none is."""
+    if name is not None:
+        return find_column(table, name) if has_column(table, name) else None
+    return next((c for c in table.columns if c.axis == "quality" and c.higher_is_better is not None), None)
+
+
 def _sorted_by(table: Table, column: Column) -> Table:
     place = table.columns.index(column)
 
