@@ -46,11 +46,11 @@ class DigitCNN(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """The last hidden layer, float [B, features], not below 0, of digits [B, 1, 28, 28] in [-1, 1]."""
-        x = F.relu(self.stem(x))
-        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
-        x = F.relu(self.conv2(x))
-        x = F.max_pool2d(F.relu(self.conv3(x)), 3, stride=2)
-        return F.relu(self.hidden(x.flatten(1)))
+        x = F.relu_(self.stem(x))
+        x = F.max_pool2d(F.relu_(self.conv1(x)), 2)
+        x = F.relu_(self.conv2(x))
+        x = F.max_pool2d(F.relu_(self.conv3(x)), 3, stride=2)
+        return F.relu_(self.hidden(x.flatten(1)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, 10] of digits float [B, 1, 28, 28] in [-1, 1]."""
