@@ -77,6 +77,16 @@ TINY: dict[str, Tiny] = {
     "autoregressive": Tiny(
         {"mlp": {"class": "autoregressive", "width": 8, "bins": 64}, "bins": 64, "scale": 20.0}, image_shape=(2,)
     ),
+    "consistency": Tiny(
+        {
+            "mlp": {"class": "consistency", "width": 8},
+            "num_train_steps": 10,
+            "betas": {"start": 1e-3, "end": 0.5},
+            "scale": 20.0,
+        },
+        {"steps": 3},
+        (2,),
+    ),
     "d3pm": Tiny(
         {
             "mlp": {"class": "d3pm", "width": 8, "bins": 64},
@@ -92,6 +102,15 @@ TINY: dict[str, Tiny] = {
     "ddim": Tiny({"unet": TINY_UNET}, {"steps": 4, "eta": 0.5}, (3, 8, 8)),
     "ddpm": Tiny({"unet": {**TINY_UNET, "in_channels": 12, "out_channels": 12, "pixel_block": 2}}, {"steps": 4}),
     "diffusers": Tiny({"unet": TINY_UNET}, {"steps": 4}, (3, 8, 8)),
+    "distilled": Tiny(
+        {
+            "mlp": {"class": "distilled", "width": 8},
+            "num_train_steps": 10,
+            "betas": {"start": 1e-3, "end": 0.5},
+            "scale": 20.0,
+        },
+        image_shape=(2,),
+    ),
     "flow": Tiny({"mlp": {"class": "flow", "width": 8, "couplings": 3}, "scale": 20.0}, image_shape=(2,)),
     "gan": Tiny(
         {

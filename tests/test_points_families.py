@@ -53,9 +53,7 @@ def offsets(sampler: Any, count: int) -> np.ndarray:
 
 def test_the_bound_is_the_evidence_less_the_divergence_from_the_posterior() -> None:
     """Both by sums over a grid of one latent."""
-    net = lively(
-        vae.build({"dimensions": 1, "nz": 1, "width": 5, "depth": 1, "frequencies": 1, "deviations": [0.2, 1.0]})
-    )
+    net = lively(vae.build({"dimensions": 1, "nz": 1, "width": 5, "depth": 1, "frequencies": 1}))
     count = 40_000
     x = torch.tensor([[0.3]], dtype=torch.float64)
     z = torch.linspace(-9, 9, 20_001, dtype=torch.float64)[:, None]
@@ -93,8 +91,8 @@ def test_a_draw_of_an_autoencoder_goes_down_its_levels() -> None:
     z, noise = normal(5, 2), normal(5, 2, seed=1)
     mean, log_s = vae.two(net.priors[0], z[:, :1])
     second = mean + log_s.exp() * z[:, 1:]
-    mean, raw = vae.two(net.decoder, torch.cat([z[:, :1], second], 1))
-    torch.testing.assert_close(net(z, noise), mean + 0.001 * 20 ** torch.sigmoid(raw) * noise)
+    mean, log_s = vae.two(net.decoder, torch.cat([z[:, :1], second], 1))
+    torch.testing.assert_close(net(z, noise), mean + log_s.clamp(min=math.log(1e-3)).exp() * noise)
 
 
 # --- flows --------------------------------------------------------------------------------------------------
@@ -287,6 +285,9 @@ def test_a_family_without_a_closed_form_has_no_exact_network(name: str) -> None:
 SHIPPED = [
     ("gaussians25-autoregressive", {}, 0.96),
     ("gaussians25-d3pm", {"steps": 10}, 0.96),
+    ("gaussians25-vae", {}, 0.04),
+    ("gaussians25-vae-levels2", {}, 0.17),
+    ("gaussians25-flow", {}, 0.15),
 ]
 
 
@@ -298,17 +299,3 @@ def test_shipped_families_have_the_quality_that_they_had(baseline: str, options:
     sampler = kind.build(kind.options(**options), of_train_seed(kind.load(folder / card.weights), 1))
     found = offsets(sampler, 600)
     assert (np.square(found).sum(1) <= 9).mean() >= least
-
-
-def test_each_member_is_clipped_by_its_own_norm() -> None:
-    recipe = registry.get("trainer", "flow").recipes["gaussians25-cpu"]
-    small = {"class": "flow", "width": 4, "couplings": 1, "members": 2}
-    task = registry.get("trainer", "flow").task(recipe.model_copy(update={"mlp": small}), torch.device("cpu"))
-    parameters = list(task.net.parameters())
-    for parameter in parameters:
-        parameter.grad = torch.ones_like(parameter)
-        parameter.grad[1] *= 1e-3
-    task.clip(parameters, 0.5)
-    norms = torch.stack([p.grad.flatten(1).square().sum(1) for p in parameters]).sum(0).sqrt()
-    assert float(norms[0]) == pytest.approx(0.5)
-    assert float(norms[1]) == pytest.approx(1e-3 * math.sqrt(sum(p[0].numel() for p in parameters)))

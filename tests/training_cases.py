@@ -20,7 +20,13 @@ from trilemma_bench.training.stylegan2 import AdaSpec
 BATCH = 8
 
 TINY_RECIPES: dict[str, dict[str, Any]] = {
+    "adm": {
+        "denoiser": {"class": "mlp", "width": 8, "members": 2},
+        "classifier": {"class": "mlp", "width": 8, "num_classes": 3, "members": 2},
+        "num_train_steps": 10,
+    },
     "autoregressive": {"mlp": {"class": "autoregressive", "width": 8, "bins": 16, "members": 2}},
+    "consistency": {"mlp": {"class": "consistency", "width": 8, "members": 2}},
     "d3pm": {"mlp": {"class": "d3pm", "width": 8, "bins": 16, "members": 2}, "num_train_steps": 5},
     "ddgan": {
         "generator": TINY_NCSNPP,
@@ -29,6 +35,7 @@ TINY_RECIPES: dict[str, dict[str, Any]] = {
         "cosine": True,
     },
     "ddpm": {"unet": {**TINY_UNET, "dropout": 0.1}, "num_train_steps": 10, "warmup_steps": 4},
+    "distilled": {"mlp": {"class": "distilled", "width": 8, "members": 2}, "pool": 16, "teacher_steps": 2},
     "flow": {"mlp": {"class": "flow", "width": 8, "couplings": 2, "members": 2}},
     "gan": {
         "generator": {"class": "mlp", "width": 8, "nz": 3, "members": 2},
@@ -71,7 +78,7 @@ def tiny_images(task: Task, count: int = 20) -> ArrayImages | ArrayPoints:
     """Random images of the task's shape with three classes, or random points."""
     rng = np.random.default_rng(5)
     if is_points(task.image_shape):
-        return ArrayPoints(rng.normal(size=(count, *task.image_shape)), "random")
+        return ArrayPoints(rng.normal(size=(count, *task.image_shape)), "random", rng.integers(0, 3, count))
     images = rng.integers(0, 256, (count, *task.image_shape), np.uint8)
     return ArrayImages(images, "random", rng.integers(0, 3, count))
 

@@ -67,6 +67,16 @@ class Chain:
         """float64 [T]: coefficient of x_t in the mean of q(x_{t-1} | x_t, x_0)."""
         return (1 - self.alpha_bar_prev) * (1 - self.betas).sqrt() / (1 - self.alpha_bar)
 
+    @cached_property
+    def log_variances(self) -> tuple[Tensor, Tensor]:
+        """float64 [T] each: the logs of the posterior's variance, the first as the second, and of beta.
+
+        A learnt variance lies between them (Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 15).
+        """
+        if len(self) == 1:
+            raise UsageError("a learnt variance needs a chain of at least 2 steps.")
+        return torch.cat([self.posterior_variance[1:2], self.posterior_variance[1:]]).log(), self.betas.log()
+
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t given x_0 and noise, both [N, ...], at int64 t [N] (Ho et al. eq. 4)."""
         return at(self.alpha_bar.sqrt(), t, x0) * x0 + at((1 - self.alpha_bar).sqrt(), t, x0) * noise

@@ -27,12 +27,13 @@ class ArrayPoints:
     Args:
         array: Floating point [N, D].
         name: Where they come from.
+        labels: The class of each, int64 [N], where there are classes.
 
     Raises:
         DataError: Another dtype or shape, or values that are not finite.
     """
 
-    def __init__(self, array: Array, name: str) -> None:
+    def __init__(self, array: Array, name: str, labels: npt.NDArray[np.int64] | None = None) -> None:
         if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape:
             raise DataError(
                 f"{name}: {array.dtype} {list(array.shape)}; expected floating-point points [N, D], one row a point."
@@ -46,7 +47,7 @@ class ArrayPoints:
         self.array = array.astype(np.float64)
         self.name = name
         self.shape: Shape = (array.shape[1],)
-        self.labels: npt.NDArray[np.int64] | None = None
+        self.labels = labels
 
     def __len__(self) -> int:
         return len(self.array)

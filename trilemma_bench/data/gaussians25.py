@@ -28,6 +28,11 @@ SEEDS = {"train": 0, "test": 1}
 
 def draw(count: int, seed: int) -> np.ndarray:
     """Exact samples of the mixture, float64 [count, 2]; point i depends on (seed, i) alone."""
+    return draw_labelled(count, seed)[0]
+
+
+def draw_labelled(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same, and the Gaussian that each is from, int64 [count] in the order of the centres."""
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, 25], np.uint64)))
     # Three uniforms a point, so that a longer draw begins with the shorter one.
     uniform = rng.random((count, 3))
@@ -35,7 +40,7 @@ def draw(count: int, seed: int) -> np.ndarray:
     radius, angle = np.sqrt(-2 * np.log1p(-uniform[:, 1])), 2 * np.pi * uniform[:, 2]
     normal = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
     points: np.ndarray = MIXTURE.centres[modes] + MIXTURE.sigma * normal
-    return points
+    return points, modes
 
 
 def open_split(split: str, root: Path | None = None) -> ImageSet:
@@ -45,7 +50,8 @@ def open_split(split: str, root: Path | None = None) -> ImageSet:
         DataError: No such split.
     """
     _helpers.check_split(NAME, split, tuple(COUNTS))
-    return ArrayPoints(draw(COUNTS[split], SEEDS[split]), f"{NAME}:{split}")
+    points, modes = draw_labelled(COUNTS[split], SEEDS[split])
+    return ArrayPoints(points, f"{NAME}:{split}", modes)
 
 
 DATASET = Dataset(
@@ -55,5 +61,6 @@ DATASET = Dataset(
     open=open_split,
     scale=SCALE,
     mixture=MIXTURE,
+    num_classes=len(MIXTURE.centres),
     citation="Z. Lin et al., PacGAN: The power of two samples in generative adversarial networks, 2018",
 )

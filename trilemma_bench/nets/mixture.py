@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trilemma_bench.diffusion import GanChain, at
+from trilemma_bench.diffusion import Chain, GanChain, at
 
 
 class MixtureDenoiser(nn.Module):
@@ -74,6 +74,43 @@ class Epsilon(MixtureDenoiser):
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         a, s = self.scales(t, x_t)
         return ((x_t.double() - a * self.expected(x_t, a, s)) / s).float()
+
+
+class EpsilonAndVariance(MixtureDenoiser):
+    """The exact noise prediction and the v of the best variance of a step: (x_t [N, D], t [N]) -> float32 [N, 2 D].
+
+    Given x_t, x_{t-1} has the variance of q(x_{t-1} | x_t, x_0) and that of its mean, which x_0's is
+    (Bao et al. 2022, arXiv 2201.06503, theorem 1); here of each coordinate. A third argument is not looked at.
+    """
+
+    num_classes: int | None = None
+
+    def __init__(self, config: Mapping[str, Any], chain: Chain) -> None:
+        super().__init__(config, chain.alpha_bar.sqrt(), (1 - chain.alpha_bar).sqrt())
+        self.chain = chain
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        a, s = self.scales(t.long(), x_t)
+        log_weights, means, within = self.modes(x_t, a, s)
+        weights = log_weights.exp()[..., None]
+        x0 = (weights * means).sum(1)
+        spread = within + (weights * (means - x0[:, None]).square()).sum(1)
+        like, chain, t = x_t.double(), self.chain, t.long()
+        variance = at(chain.posterior_variance, t, like) + at(chain.posterior_x0, t, like) ** 2 * spread
+        low, high = (at(table, t, like) for table in chain.log_variances)
+        v = 2 * (variance.log() - low) / (high - low).clamp(min=1e-12) - 1
+        return torch.cat([(x_t.double() - a * x0) / s, v], 1).float()
+
+
+class Classifier(MixtureDenoiser):
+    """The exact classifier of noisy points: (x_t float [N, D], t [N]) -> log p(mode | x_t), float64 [N, K]."""
+
+    def __init__(self, config: Mapping[str, Any], chain: Chain) -> None:
+        super().__init__(config, chain.alpha_bar.sqrt(), (1 - chain.alpha_bar).sqrt())
+        self.num_classes = len(self.centres)
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return self.modes(x_t, *self.scales(t.long(), x_t))[0]
 
 
 class Posterior(MixtureDenoiser):

@@ -131,6 +131,38 @@ class Epsilon(MLP):
         return self.config.extent * self.run(x_t, t)
 
 
+class EpsilonAndVariance(MLP):
+    """Predicts the noise and v, of the variance of a step (Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 15).
+
+    (x_t float [N, D], t [N]) -> float [N, 2 D]; a third argument, the classes, is not looked at.
+    """
+
+    num_classes: int | None = None
+
+    def __init__(self, config: MLPConfig) -> None:
+        super().__init__(config, config.dimensions, 2 * config.dimensions)
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.config.extent * self.run(x_t, t)
+
+
+class ClassifierConfig(MLPConfig):
+    """Sizes, and the number of classes."""
+
+    num_classes: int = Field(default=2, ge=2)
+
+
+class Classifier(MLP):
+    """(x_t float [N, D], t [N]) -> logits of the classes of noisy points, float [N, num_classes]."""
+
+    def __init__(self, config: ClassifierConfig) -> None:
+        super().__init__(config, config.dimensions, config.num_classes)
+        self.num_classes = config.num_classes
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return self.run(x_t, t)
+
+
 class Generator(MLP):
     """(x float [N, D], t [N], z float [N, nz]) -> a point, float [N, D]; `nz` 0 is a network without z."""
 
@@ -196,6 +228,16 @@ def build(config: Mapping[str, Any]) -> nn.Module:
     return Epsilon(parse(config))
 
 
+def build_variance(config: Mapping[str, Any]) -> nn.Module:
+    """The network of noise and variance of a configuration."""
+    return EpsilonAndVariance(parse(config))
+
+
+def build_classifier(config: Mapping[str, Any]) -> nn.Module:
+    """The classifier of noisy points of a configuration."""
+    return Classifier(parse_as(ClassifierConfig, config))
+
+
 def build_generator(config: Mapping[str, Any]) -> nn.Module:
     """The generator of a configuration."""
     return Generator(parse(config))
@@ -216,7 +258,7 @@ def build_discriminator(config: Mapping[str, Any]) -> nn.Module:
     return Discriminator(parse(config))
 
 
-PARTS = ("mlp", "generator", "discriminator")
+PARTS = ("mlp", "generator", "discriminator", "denoiser", "classifier")
 """Keys under which the configuration of weights may hold that of a network."""
 
 

@@ -21,11 +21,9 @@ LOG_2PI = math.log(2 * math.pi)
 
 
 class VAEConfig(MLPConfig):
-    """`nz` numbers in each of `levels` latents; `frequencies` are of the latents, on their way to the next or to x."""
+    """`nz` numbers in each of `levels` latents."""
 
     nz: int = Field(default=2, ge=1)
-    deviations: tuple[float, float] = (1e-3, 0.02)
-    """The decoder's least and largest. A bound from above keeps it from taking several modes for a wide one."""
     levels: int = Field(default=1, ge=1)
     time_dim: int = 0
 
@@ -38,9 +36,7 @@ class VAE(nn.Module):
         self.config = config
         size, levels = config.nz, range(config.levels)
         of_latents = lambda level: config.model_copy(update={"dimensions": level * size})  # noqa: E731
-        # Without sines the encoder keeps neighbours together, and the latents of the modes can be told apart.
-        smooth = config.model_copy(update={"frequencies": 0})
-        self.encoders = nn.ModuleList([MLP(smooth, config.dimensions + level * size, 2 * size) for level in levels])
+        self.encoders = nn.ModuleList([MLP(config, config.dimensions + level * size, 2 * size) for level in levels])
         self.priors = nn.ModuleList([MLP(of_latents(level), level * size, 2 * size) for level in levels[1:]])
         self.decoder = MLP(of_latents(config.levels), config.levels * size, 2 * config.dimensions)
 
@@ -87,9 +83,9 @@ class VAE(nn.Module):
 
     def likelihood(self, latents: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Mean and log deviation of x given all latents, [N, D] each."""
-        mean, raw = two(self.decoder, torch.cat(latents, 1))
-        least, largest = (math.log(value) for value in self.config.deviations)
-        return mean, least + (largest - least) * torch.sigmoid(raw)
+        mean, log_s = two(self.decoder, torch.cat(latents, 1))
+        # Narrower ones than a thousandth are no more than spikes of the likelihood.
+        return mean, log_s.clamp(min=math.log(1e-3))
 
 
 def two(net: Any, x: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:

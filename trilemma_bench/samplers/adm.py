@@ -7,7 +7,8 @@ guides towards the class y of each image, which comes from its seed:
     ddpm: mean  <- mean + s variance grad log p(y | x_t)
     ddim: eps   <- eps - s sqrt(1 - alpha_bar) grad log p(y | x_t)
 
-The classifier's passes, forward and backward, are counted apart from the denoiser's evaluations.
+The classifier's passes, forward and backward, are counted apart from the denoiser's evaluations. On points the classes
+are the modes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from torch import Tensor, nn
 
 from trilemma_bench.diffusion import Chain, Spacing, cosine_betas, ddim_pairs, linear_betas, predict_x0
 from trilemma_bench.errors import UsageError, WeightsError, unknown_name
-from trilemma_bench.kinds import SamplerKind, Weights
+from trilemma_bench.kinds import SamplerKind, Shape, Weights, is_points
+from trilemma_bench.nets import mixture, mlp
 from trilemma_bench.nets.adm import build_classifier, build_unet
 from trilemma_bench.samplers._helpers import (
     LABEL,
@@ -66,28 +68,31 @@ class ADMSampler(ImageSampler):
 
     def __init__(self, options: Options, weights: Weights, **settings: Any) -> None:
         config = weights.config
-        denoiser = part_of(weights, "denoiser", build_unet)
-        shape = (3, denoiser.config.image_size, denoiser.config.image_size)
-        super().__init__("adm", {"denoiser": denoiser}, shape, identity=weights.digest, **settings)
+        self.chain = _chain(config)
+        denoiser, shape = _denoiser(weights, self.chain)
+        scale = float(config.get("scale", 1.0))
+        super().__init__("adm", {"denoiser": denoiser}, shape, identity=weights.digest, scale=scale, **settings)
         self.options = options
-        self.num_classes: int | None = denoiser.config.num_classes
+        self.num_classes: int | None = denoiser.num_classes if is_points(shape) else denoiser.config.num_classes
         if options.guidance:
             self._add_classifier(weights)
-        schedule = config.get("schedule", "linear")
-        if schedule not in SCHEDULES:
-            raise unknown_name("noise schedule", str(schedule), SCHEDULES)
-        self.chain = Chain(SCHEDULES[schedule](int(config.get("num_train_steps", 1000))))
         # Improved DDPM's networks were told t on the scale of 1000 steps, whatever the number of theirs.
         self._time_scale = 1000 / len(self.chain) if config.get("rescale_timesteps") else 1.0
         spacing: Spacing = "even" if options.method == "ddpm" else "leading"
         self.pairs = ddim_pairs(len(self.chain), options.steps, spacing)
 
     def _add_classifier(self, weights: Weights) -> None:
+        if "mixture" in weights.config:
+            self.add_guides({"classifier": mixture.Classifier(weights.config["mixture"], self.chain)})
+            return
         if "classifier" not in weights.config:
             raise UsageError(
                 f"guidance={self.options.guidance:g} needs a classifier, and {weights.source} has none. Give a folder "
                 "that holds both files, such as 64x64_diffusion.pt and 64x64_classifier.pt."
             )
+        if is_points(self.image_shape):
+            self.add_guides({"classifier": part_of(weights, "classifier", mlp.build_classifier)})
+            return
         classifier = part_of(weights, "classifier", build_classifier)
         size, classes = classifier.config.image_size, classifier.config.num_classes
         if size != self.image_shape[1] or self.num_classes not in (None, classes):
@@ -116,7 +121,8 @@ class ADMSampler(ImageSampler):
         """A class for each image, uniformly from its seed; None where nothing asks for one."""
         classes = self.num_classes
         if classes is None and self.guides:
-            classes = self.guides["classifier"].config.num_classes  # type: ignore[union-attr, assignment]
+            guide: Any = self.guides["classifier"]
+            classes = guide.num_classes if is_points(self.image_shape) else guide.config.num_classes
         return None if classes is None else noise.integers(classes, stream=LABEL)
 
     def _push(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
@@ -171,6 +177,30 @@ class ADMSampler(ImageSampler):
 
     def _alpha_bar(self, t: int) -> float:
         return float(self.chain.alpha_bar[t]) if t >= 0 else 1.0
+
+
+def _chain(config: Mapping[str, Any]) -> Chain:
+    """The chain of weights: of their own betas, or one of the authors' schedules."""
+    steps = int(config.get("num_train_steps", 1000))
+    if "betas" in config:
+        return Chain(linear_betas(steps, **config["betas"]))
+    schedule = config.get("schedule", "linear")
+    if schedule not in SCHEDULES:
+        raise unknown_name("noise schedule", str(schedule), SCHEDULES)
+    return Chain(SCHEDULES[schedule](steps))
+
+
+def _denoiser(weights: Weights, chain: Chain) -> tuple[Any, Shape]:
+    """The network and the shape of what it sees: a UNet of images, an MLP or the optimum of points."""
+    config = weights.config
+    if "mixture" in config:
+        exact = mixture.EpsilonAndVariance(config["mixture"], chain)
+        return exact, (exact.centres.shape[1],)
+    if config.get("denoiser", {}).get("class") == "mlp":
+        points: Any = part_of(weights, "denoiser", mlp.build_variance)
+        return points, (points.config.dimensions,)
+    net = part_of(weights, "denoiser", build_unet)
+    return net, (3, net.config.image_size, net.config.image_size)
 
 
 # --- files --------------------------------------------------------------------------------------------------
@@ -272,12 +302,13 @@ def _fits(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], buil
 
 
 def build(options: Options, weights: Weights, **settings: Any) -> ADMSampler:
-    """The sampler on `device`, in `dtype`, with micro-batches of 25 by default."""
-    settings["micro_batch"] = settings.get("micro_batch") or 25
+    """The sampler on `device`, in `dtype`, with micro-batches of 25 (points: 1000) by default."""
+    points = "mixture" in weights.config or weights.config.get("denoiser", {}).get("class") == "mlp"
+    settings["micro_batch"] = settings.get("micro_batch") or (1000 if points else 25)
     return ADMSampler(options, weights, **settings)
 
 
 SAMPLER = SamplerKind(
-    name="adm", family="diffusion", options=Options, build=build, load=load, baseline=None, tolerance=TOLERANCE,
+    name="adm", family="diffusion", options=Options, build=build, load=load, baseline="adm", tolerance=TOLERANCE,
     source="Dhariwal & Nichol 2021, arXiv 2105.05233; Nichol & Dhariwal 2021, arXiv 2102.09672",
 )  # fmt: skip

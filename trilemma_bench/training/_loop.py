@@ -143,12 +143,8 @@ class Task(ABC):
         loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
         average_gradients(parameters)
         if clip is not None:
-            self.clip(parameters, clip)
+            torch.nn.utils.clip_grad_norm_(parameters, clip)
         optimizer.step()
-
-    def clip(self, parameters: list[nn.Parameter], norm: float) -> None:
-        """Shorten the gradients of one network to `norm`."""
-        torch.nn.utils.clip_grad_norm_(parameters, norm)
 
     def average(self, step: Step) -> None:
         """Move the averages towards the networks."""
@@ -244,14 +240,14 @@ class Feed:
         flip = torch.rand(self.recipe.batch, generator=step.rng) < 0.5 if self.recipe.flips else None
         chosen = chosen[step.rank :: step.world]
         drawn = torch.from_numpy(self.images[chosen]).to(self.device).float()
+        labels = None if self.labels is None else torch.from_numpy(self.labels[chosen]).to(self.device)
         if is_points(self.images.shape[1:]):
-            return drawn / self.scale, None
+            return drawn / self.scale, labels
         images = drawn / 127.5 - 1
         if flip is not None:
             images = torch.where(step.local(flip).to(self.device)[:, None, None, None], images.flip(3), images)
         if self.recipe.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        labels = None if self.labels is None else torch.from_numpy(self.labels[chosen]).to(self.device)
         return images, labels
 
 

@@ -1,4 +1,4 @@
-"""What the trainers of points with one network and one loss have in common: recipe, optimiser, grid."""
+"""What the trainers of points with one network and one loss have in common: recipe, optimiser, grid, teacher."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trilemma_bench.cards import load_card
+from trilemma_bench.diffusion import Chain, at, ddim_pairs, linear_betas
 from trilemma_bench.nets import mlp
+from trilemma_bench.nets.consistency import Consistency, ConsistencyConfig
+from trilemma_bench.nets.consistency import build as build_consistency
+from trilemma_bench.samplers._helpers import read_tensors
 from trilemma_bench.training._ema import EmaSpec
 from trilemma_bench.training._loop import Recipe, Step, Task, cosine_lr, initialising
 
@@ -19,8 +24,6 @@ class MLPRecipe(Recipe):
     mlp: dict[str, Any]
     lr: float
     warmup_steps: int = 200
-    gradient_clip: float | None = None
-    """Largest norm of each member's gradient, of the mean of the members' losses."""
     scale: float = 5.0
     """Points of the data set are this times those of the network."""
 
@@ -42,6 +45,7 @@ class MLPTask(Task):
         with initialising(recipe.seed):
             net = self.build()
         self.networks: dict[str, nn.Module] = {"net": net}
+        # Members share no norm of their gradients: there is no clipping.
         self.optimizers = {"net": torch.optim.Adam(net.parameters(), lr=recipe.lr, fused=True)}
         self.config: dict[str, Any] = {"mlp": dict(recipe.mlp), "scale": recipe.scale}
         self.scale = recipe.scale
@@ -72,16 +76,8 @@ class MLPTask(Task):
 
     def step(self, images: Tensor, labels: Tensor | None, step: Step) -> dict[str, Tensor]:
         loss = self.loss(images, step)
-        self.update("net", loss, clip=self.recipe.gradient_clip)
+        self.update("net", loss)
         return {"loss": loss.detach()}
-
-    def clip(self, parameters: list[nn.Parameter], norm: float) -> None:
-        """Each member by its own norm: they know nothing of each other, and their axis is the first."""
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        norms = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients]).sum(0).sqrt()
-        factors = (norm / norms.clamp(min=1e-12)).clamp(max=1)
-        for gradient in gradients:
-            gradient.mul_(factors.reshape(-1, *[1] * (gradient.ndim - 1)))
 
     def rates(self, step: Step) -> dict[str, float]:
         recipe = self.recipe
@@ -95,3 +91,68 @@ class MLPTask(Task):
     @property
     def product(self) -> nn.Module:
         return self.averages["net"]
+
+
+# --- teachers ---------------------------------------------------------------------------------------------
+
+
+class TeacherRecipe(MLPRecipe):
+    """A student of the DDPM that ships as `teacher`, whose probability flow DDIM follows in `teacher_steps` steps."""
+
+    teacher: str = "gaussians25-ddpm"
+    teacher_steps: int = 50
+
+
+class Teacher:
+    """A shipped DDPM of points: as many of its members as the student has, and the steps of DDIM down its chain.
+
+    Attributes:
+        net: (x_t float [N, D], t [N]) -> eps float [N, D].
+        chain: Its chain.
+        pairs: (t, t_prev) from noise to data; t_prev = -1 is the data.
+    """
+
+    def __init__(self, net: Any, chain: Chain, num_steps: int) -> None:
+        self.net, self.chain = net, chain
+        self.pairs = ddim_pairs(len(chain), num_steps, "trailing")
+
+    @torch.no_grad()
+    def step(self, x_t: Tensor, t: Tensor, t_prev: Tensor) -> Tensor:
+        """x_{t_prev} by one step of DDIM (Song et al. 2021, arXiv 2010.02502, eq. 13), each row at its own t [N]."""
+        # One place further: entry 0 is the data.
+        alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), self.chain.alpha_bar])
+        now, before = at(alpha_bar, t + 1, x_t), at(alpha_bar, t_prev + 1, x_t)
+        eps = self.net(x_t, t)
+        x0 = (x_t - (1 - now).sqrt() * eps) / now.sqrt()
+        return before.sqrt() * x0 + (1 - before).sqrt() * eps
+
+    def solve(self, x: Tensor) -> Tensor:
+        """x_0 float [N, D] of x_T, by all steps."""
+        for t, t_prev in self.pairs:
+            row = torch.full((len(x),), t, device=x.device)
+            x = self.step(x, row, torch.full_like(row, t_prev))
+        return x
+
+
+class StudentTask(MLPTask):
+    """A consistency network that learns from a teacher on its chain and in its units."""
+
+    recipe: TeacherRecipe
+
+    def __init__(self, recipe: TeacherRecipe, device: torch.device, *, compile: bool = False) -> None:
+        card, folder = load_card(recipe.teacher)
+        tensors, header = read_tensors(folder / card.weights)
+        config = header or {}
+        self.chain = Chain(linear_betas(int(config["num_train_steps"]), **config["betas"]))
+        net = mlp.build({**config["mlp"], "members": mlp.parse_as(ConsistencyConfig, recipe.mlp).members})
+        net.load_state_dict({k: v[: net.config.members].float() for k, v in tensors.items()})  # type: ignore[union-attr]
+        self.teacher = Teacher(net.to(device).eval().requires_grad_(False), self.chain, recipe.teacher_steps)
+        super().__init__(recipe, device, compile=compile)
+        self.config |= {key: config[key] for key in ("num_train_steps", "betas")}
+
+    def build(self) -> Consistency:
+        return build_consistency(self.recipe.mlp, self.chain)
+
+    def draw(self, net: Consistency, num_points: int, rng: torch.Generator) -> Tensor:
+        x = torch.randn(num_points, net.config.dimensions, generator=rng)
+        return net(x, torch.full((num_points,), len(self.chain) - 1))

@@ -1,0 +1,46 @@
+"""Consistency distillation on points (Song et al. 2023, arXiv 2303.01469, algorithm 2), from the shipped DDPM.
+
+f(x_t, t) is moved towards the averaged network at (x_{t_prev}, t_prev), one step of the teacher's probability flow
+further down; at the data it is the point itself. The distance is the squared one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trilemma_bench.kinds import TrainerKind
+from trilemma_bench.training._loop import Step
+from trilemma_bench.training._points import StudentTask, TeacherRecipe, sizes
+
+RECIPES = {
+    "gaussians25-paper": TeacherRecipe(
+        mlp={"class": "consistency", "width": 512, "depth": 3}, lr=5e-4,
+        **sizes(members=1, batch=512, steps=50_000, decay=0.99),
+    ),
+    "gaussians25-cpu": TeacherRecipe(
+        mlp={"class": "consistency", "width": 96, "depth": 3, "frequencies": 3, "members": 5}, lr=2e-3,
+        **sizes(members=5, batch=192, steps=3500, decay=0.99),
+    ),
+}  # fmt: skip
+
+
+class ConsistencyTask(StudentTask):
+    """Neighbours of a trajectory brought together."""
+
+    def loss(self, points: Tensor, step: Step) -> Tensor:
+        recipe, pairs = self.recipe, torch.tensor(self.teacher.pairs, device=self.device)
+        t, t_prev = pairs[step.randint(len(pairs), recipe.batch, self.device)].T
+        noise = step.randn(recipe.batch, points.shape[1], device=self.device)
+        x_t = self.chain.q_sample(points, t, noise)
+        with torch.no_grad():
+            before = self.teacher.step(x_t, t, t_prev)
+            mapped = self.averages["net"](before, t_prev.clamp(min=0))
+            target = torch.where((t_prev < 0)[:, None], before, mapped)
+        return (self.net(x_t, t) - target).square().mean()
+
+
+TRAINER = TrainerKind(
+    name="consistency", recipes=RECIPES, task=ConsistencyTask, baseline="consistency",
+    source="Song et al. 2023, arXiv 2303.01469",
+)  # fmt: skip
