@@ -226,7 +226,7 @@ def test_what_is_imported_is_what_is_required() -> None:
 
 OPTIONAL = ("plot",)
 """Extras that modules import late, and say so where they are missing."""
-OPTIONAL_IMPORTS = {"lightning"}
+OPTIONAL_IMPORTS = {"lightning", "pytorch-lightning"}
 """What a user who gives its objects has already."""
 
 
