@@ -61,8 +61,8 @@ def test_the_page_holds_every_model_and_stays_small(tmp_path: Path) -> None:
 
 
 def test_figures_are_drawn_from_them(tmp_path: Path) -> None:
-    assert command("plot", RESULTS, "--out", tmp_path, "--width", "column", "--serif") == 0
-    assert {path.suffix for path in tmp_path.iterdir()} == {".png", ".svg"}
+    assert command("plot", RESULTS, "--out", tmp_path / "figures", "--width", "column", "--serif") == 0
+    assert {path.suffix for path in (tmp_path / "figures").iterdir()} == {".png", ".svg"}
 
 
 def test_questions_lists_and_comparisons_read_them(capsys: pytest.CaptureFixture[str]) -> None:

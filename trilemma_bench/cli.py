@@ -618,7 +618,8 @@ def gate(
         if path is not None:
             write_atomic(path, text.encode())
     if github:
-        print("\n".join(gate_text.to_annotations(verdict)))
+        for line in gate_text.to_annotations(verdict):
+            print(line)
         if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
             with open(summary, "a") as stream:
                 stream.write(gate_text.to_markdown(verdict))
