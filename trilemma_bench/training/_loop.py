@@ -276,11 +276,15 @@ NEVER = -WARM_UP_STEPS
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run stands: steps done, seconds of training, and the step at which the moments were made anew."""
+    """Where a run stands: steps done, seconds of training, and the step at which the moments were made anew.
+
+    `earlier` holds digests of other recipes that its weights were trained by, each with the images seen until its end.
+    """
 
     step: int = 0
     seconds: float = 0.0
     moments_from: int = NEVER
+    earlier: tuple[tuple[str, int], ...] = ()
 
     def at(self, step: int, seconds: float) -> Place:
         """The same run later."""
@@ -310,7 +314,8 @@ def train(
 
     Where there is none, `start` is a folder to start from: `weights.safetensors` (averaged) and `resume.safetensors`
     (as trained) of an earlier run, both in fp16 and without the optimisers' moments. Step, order of the data and
-    averages go on where they were; learning rates rise from nothing to their value over `WARM_UP_STEPS` steps.
+    averages go on where they were; learning rates rise from nothing to their value over `WARM_UP_STEPS` steps. The
+    recipe of that run may be another one for the same networks; `run.json` then names it under `earlier_recipes`.
 
     Writes `checkpoint.pt`, `weights.safetensors`, `resume.safetensors`, `curve.csv`, `grids/*.png`,
     `snapshots/*.safetensors` (averaged weights, each after a quarter more images than the one before) and `run.json`
@@ -320,8 +325,8 @@ def train(
         `images_seen`, `hours`, `finished`, and the last `losses`.
 
     Raises:
-        TrainingError: A loss that is not finite: the last good checkpoint stays; or an `out` or `start` of another
-            recipe.
+        TrainingError: A loss that is not finite: the last good checkpoint stays; or an `out` of another recipe, or a
+            `start` of other networks.
     """
     limits = limits or Limits()
     process = PartialState()
@@ -399,36 +404,37 @@ def _resume(task: Task, out: Path) -> Place | None:
     state = _checkpoint.load(out)
     if state is None:
         return None
-    _check_recipe(task, state["recipe"], out, "Give another --out.")
+    if state["recipe"] != task.recipe.digest:
+        raise TrainingError(
+            f"{out} holds a run of another recipe (digest {state['recipe'][:12]}, this one is "
+            f"{task.recipe.digest[:12]}). Give another --out."
+        )
     task.load_state(state["task"])
     if PartialState().is_main_process:
         _cut_curve(out / "curve.csv", int(state["step"]) * task.recipe.batch)
-    return Place(int(state["step"]), float(state["seconds"]), int(state.get("moments_from", NEVER)))
+    earlier = tuple((str(recipe), int(images_seen)) for recipe, images_seen in state.get("earlier", ()))
+    return Place(int(state["step"]), float(state["seconds"]), int(state.get("moments_from", NEVER)), earlier)
 
 
 def _start_from(task: Task, folder: Path, out: Path) -> Place:
     """Networks, averages and curve of a run whose folder keeps no checkpoint, such as a shipped baseline."""
     networks, about = _read_weights(folder / "resume.safetensors")
     averaged, _ = _read_weights(folder / "weights.safetensors")
-    _check_recipe(task, str(about.get("recipe")), folder, "Train by the recipe that its card names.")
     try:
         task.load_state({"networks": _by_network(networks), "extra": about["extra"]})
         task.product.load_state_dict(averaged)
     except (RuntimeError, KeyError, WeightsError) as error:
         raise TrainingError(f"{folder}: does not hold the networks of this recipe: {str(error)[:300]}") from error
-    step = int(about["step"])
+    # The recipe that it was trained by may have had batches of another size.
+    images_seen = int(about.get("images_seen", about["step"] * task.recipe.batch))
+    step = images_seen // task.recipe.batch
+    earlier = tuple((str(recipe), int(until)) for recipe, until in about.get("earlier", ()))
+    if about["recipe"] != task.recipe.digest:
+        earlier += ((about["recipe"], images_seen),)
     if PartialState().is_main_process and (folder / "curve.csv").is_file():
         shutil.copyfile(folder / "curve.csv", out / "curve.csv")
         _cut_curve(out / "curve.csv", step * task.recipe.batch)
-    return Place(step, float(about["seconds"]), moments_from=step)
-
-
-def _check_recipe(task: Task, found: str, folder: Path, remedy: str) -> None:
-    if found != task.recipe.digest:
-        raise TrainingError(
-            f"{folder} holds a run of another recipe (digest {found[:12]}, this one is {task.recipe.digest[:12]}). "
-            f"{remedy}"
-        )
+    return Place(step, float(about["seconds"]), moments_from=step, earlier=earlier)
 
 
 def _by_network(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -496,16 +502,16 @@ class _Writer:
                     f"{out / _checkpoint.NAME}; lower the learning rate or train in fp32, and start again to go on "
                     "from it."
                 )
-        state = {"step": number, "seconds": place.seconds, "moments_from": place.moments_from}
-        _checkpoint.save(out, {**state, "recipe": task.recipe.digest, "task": task.state()})
+        images_seen = number * task.recipe.batch
+        about = {"step": number, "seconds": place.seconds, "recipe": task.recipe.digest, "earlier": place.earlier}
+        _checkpoint.save(out, {**about, "moments_from": place.moments_from, "task": task.state()})
         averaged = task.product.state_dict()
         write_weights(out / "weights.safetensors", averaged, config=task.config)
         trained = {f"{name}/{k}": v for name, net in task.networks.items() for k, v in net.state_dict().items()}
-        about = {"step": number, "seconds": place.seconds, "recipe": task.recipe.digest, "extra": task.extra}
+        about |= {"images_seen": images_seen, "extra": task.extra}
         write_weights(out / "resume.safetensors", trained, about=about)
-        images_seen = number * task.recipe.batch
         run = {"recipe": task.recipe.model_dump(mode="json"), "config": task.config, "hours": place.seconds / 3600,
-               "images_seen": images_seen}  # fmt: skip
+               "images_seen": images_seen, "earlier_recipes": dict(place.earlier)}  # fmt: skip
         with _checkpoint.replacing(out / "run.json") as partial:
             partial.write_text(json.dumps(run, indent=2) + "\n")
         self._keep_snapshot(averaged, images_seen)
