@@ -34,8 +34,8 @@ PICKLES = (".pkl", ".pickle")
 TOLERANCE = (2, 0.001)
 """Far over what 200 images differ by as a whole: 1 grey level in 5e-5 of the values, in the worst of them in 7e-4.
 
-Measured with the shipped weights between micro-batches of 1 and 100; those of 7 and 50, two threads for one, and AVX2 for
-AVX-512 changed nothing. A handful of images is what is compared.
+Measured with the shipped weights between micro-batches of 1 and 100; those of 7 and 50, two threads for one, and AVX2
+for AVX-512 changed nothing. A handful of images is what is compared.
 `test_other_batches_and_threads_stay_within_half_the_tolerance` holds it.
 """
 
