@@ -20,6 +20,8 @@ FD = ScoreKind(name="fd_toy", axis="quality", higher_is_better=False, label="FD 
 RECALL = ScoreKind(name="recall_toy", axis="coverage", higher_is_better=True, label="recall")
 PRECISION = ScoreKind(name="precision_toy", axis="quality", higher_is_better=True, label="precision")
 
+NEAR = ScoreKind(name="near_toy", axis="quality", higher_is_better=None, label="near", target=0.99)
+
 
 def protocol(name: str = "toy-v1") -> Protocol:
     return Protocol(

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from ranking_cases import record, speed
+from ranking_cases import NEAR, record, score, scored, speed
 
 from trilemma_bench.errors import UsageError
 from trilemma_bench.frontier import best, dominates, frontier, hypervolume
@@ -123,3 +123,25 @@ def test_columns_come_in_the_order_named_and_once() -> None:
     assert all(len(row.cells) == 2 for row in found.rows)
     with pytest.raises(UsageError, match="colour"):
         arrange(rows(RECORDS), columns=["colour"])
+
+
+# --- targets ------------------------------------------------------------------------------------------------
+
+
+def test_the_frontier_counts_the_distance_from_a_target() -> None:
+    """`far` is higher, slower and covers no more: it is not efficient."""
+    numbers = {"over": (1.2, 1.0), "near": (0.98, 2.0), "far": (1.3, 3.0)}
+    rows_of = [
+        record(name, recall=0.5, scores=(scored(NEAR, score(x)),), found_speed=speed(seconds))
+        for name, (x, seconds) in numbers.items()
+    ]
+    found = frontier(table(rows_of))
+    assert found is not None
+    assert sorted(row.label for row in found.efficient) == ["near", "over"]
+
+
+def test_best_is_what_is_nearest_to_a_target() -> None:
+    values = {"over": 1.0, "under": 0.985, "under too": 0.90}
+    found = table([record(name, scores=(scored(NEAR, score(x, 0.001)),)) for name, x in values.items()])
+    assert [row.label for row in best(found, "near")] == ["under"]
+    assert [row.label for row in best(found, "near", ["near<0.95"])] == ["under too"]

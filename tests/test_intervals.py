@@ -20,8 +20,8 @@ from trilemma_bench.metrics import (
     kernel_distance,
     precision_recall,
 )
-from trilemma_bench.ranking import flat, rows
-from trilemma_bench.record import ResultRecord, Score
+from trilemma_bench.ranking import flat, loss_estimate, rows
+from trilemma_bench.record import Better, ResultRecord, Score
 from trilemma_bench.render import to_markdown
 
 REPEATS = 200
@@ -185,16 +185,35 @@ def test_equal_models_are_seldom_told_apart() -> None:
     """The chance that any of 10 pairs is told apart stays at 5 %."""
     rng, wrong = np.random.default_rng(2), 0
     for _ in range(1000):
-        ranges = stats.rank_ranges([stats.Estimate(v, 1.0) for v in rng.normal(size=5)], higher_is_better=False)
+        ranges = stats.rank_ranges([stats.Estimate(v, 1.0) for v in rng.normal(size=5)])
         wrong += any(each != (1, 5) for each in ranges)
     assert wrong / 1000 <= 0.065
 
 
-@pytest.mark.parametrize("higher", [True, False])
-def test_ranks_are_ranges_of_what_is_told_apart(higher: bool) -> None:
-    sign = 1 if higher else -1
-    estimates = [stats.Estimate(sign * value, 1.0) for value in (30.0, 10.0, 11.0, 0.0)]
-    assert stats.rank_ranges(estimates, higher_is_better=higher) == [(1, 1), (2, 3), (2, 3), (4, 4)]
+def test_ranks_are_ranges_of_what_is_told_apart() -> None:
+    losses = [stats.Estimate(value, 1.0) for value in (-30.0, -10.0, -11.0, 0.0)]
+    assert stats.rank_ranges(losses) == [(1, 1), (2, 3), (2, 3), (4, 4)]
+
+
+@pytest.mark.parametrize(
+    ("better", "values"),
+    [
+        (Better(True), (30.0, 10.0, 11.0, 0.0)),
+        (Better(False), (0.0, 20.0, 19.0, 30.0)),
+        # On both sides of it: 1, 21, 20 and 31 away.
+        (Better(None, 50.0), (51.0, 29.0, 70.0, 81.0)),
+    ],
+)
+def test_ranks_follow_what_is_better(better: Better, values: tuple[float, ...]) -> None:
+    losses = [loss_estimate(stats.Estimate(value, 1.0), better) for value in values]
+    assert stats.rank_ranges(losses) == [(1, 1), (2, 3), (2, 3), (4, 4)]
+
+
+def test_the_loss_of_an_estimate_keeps_its_errors() -> None:
+    found = loss_estimate(stats.Estimate(0.9, 0.1, (0.8, 1.0)), Better(None, 1.0))
+    assert found.value == pytest.approx(0.1) and found.stderr == 0.1
+    assert found.replicates == pytest.approx((0.2, 0.0))
+    assert loss_estimate(stats.Estimate(3.0, 1.0), Better(True)) == stats.Estimate(-3.0, 1.0)
 
 
 def test_a_leaderboard_groups_models_that_cannot_be_told_apart() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from metric_cases import reference
+from metric_cases import extractor, reference
 
 from trilemma_bench.data.gaussians25 import AXIS, MIXTURE, draw
 from trilemma_bench.errors import ProtocolError
@@ -132,3 +133,12 @@ def test_the_protocol_states_the_grid_of_the_data_set() -> None:
 def test_parameters_outside_their_range_are_refused(params: dict[str, Any], message: str) -> None:
     with pytest.raises(ProtocolError, match=message):
         scores(draw(50, 0), **params)
+
+
+def test_the_best_fraction_of_high_quality_is_that_of_real_samples() -> None:
+    kinds = {kind.name: kind for kind in METRIC.kinds_of(extractor(), (2,), {"radius": 2.0})}
+    assert kinds["high_quality"].target == pytest.approx(1 - math.exp(-2))
+    assert kinds["high_quality"].higher_is_better is None
+    assert kinds["mode_spread"].target == 1
+    kinds = {kind.name: kind for kind in METRIC.kinds_of(extractor(), (2,), {})}
+    assert kinds["high_quality"].target == pytest.approx(0.98889, abs=1e-5)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ranking_cases import FD, RECALL, record, score, scored
+from ranking_cases import FD, NEAR, RECALL, record, score, scored
 from sampler_cases import TINY_STYLEGAN2, lively
 from small_world import make_world
 
@@ -35,6 +35,16 @@ def test_a_comparison_says_which_is_better_by_the_scores_direction() -> None:
     fd = found["fd_toy"].difference
     assert fd is not None and fd.value == -10
     assert fd.interval == pytest.approx((-10 - 1.959964 * 0.5 * 2**0.5, -10 + 1.959964 * 0.5 * 2**0.5), rel=1e-5)
+
+
+def test_a_comparison_with_a_target_asks_which_is_nearer() -> None:
+    def verdict(a: float, b: float) -> str:
+        first, second = (record(name, scores=(scored(NEAR, estimates(x, 1e-4)),)) for name, x in (("x", a), ("y", b)))
+        return next(each.verdict for each in compare(first, second) if each.name == "near_toy")
+
+    assert verdict(0.999, 0.992) == verdict(0.90, 0.98) == "b is better"
+    assert verdict(0.98, 0.90) == "a is better"
+    assert verdict(0.98, 0.999) == "differs"
 
 
 def test_near_scores_cannot_be_told_apart_and_p_is_corrected() -> None:

@@ -7,10 +7,11 @@ import subprocess
 import sys
 
 import pytest
-from ranking_cases import FD, PRECISION, RECALL, record, score, scored, speed, timing
+from ranking_cases import FD, NEAR, PRECISION, RECALL, record, score, scored, speed, timing
 
 from trilemma_bench.ranking import Cell, Leaderboard, Table, flat, rows, to_dataframe
 from trilemma_bench.record import ResultRecord, Score, ScoreKind
+from trilemma_bench.render import header
 
 
 def only_table(records: list[ResultRecord]) -> Table:
@@ -89,6 +90,21 @@ def test_a_score_without_a_direction_and_the_parameters_rank_nobody() -> None:
     ]
     table = only_table(records)
     assert best_of(table, "brightness") == best_of(table, "parameters") == []
+
+
+def test_what_is_nearer_to_a_target_is_better_from_either_side() -> None:
+    values = {"over": 1.0, "far": 0.5, "under": 0.985, "under too": 0.90}
+    table = only_table([record(name, scores=(scored(NEAR, score(x, 0.001)),)) for name, x in values.items()])
+    assert labels(table) == ["under", "over", "under too", "far"]
+    assert best_of(table, "near_toy") == ["under"]
+    assert [row.ranks for row in table.rows] == [(1, 1), (2, 2), (3, 3), (4, 4)]
+    assert header(table, table.columns[0]) == "near → 0.99"
+
+
+def test_equally_far_on_both_sides_cannot_be_told_apart() -> None:
+    pair = {"over": 0.999, "under": 0.981}
+    table = only_table([record(name, scores=(scored(NEAR, score(x, 0.001)),)) for name, x in pair.items()])
+    assert [row.ranks for row in table.rows] == [(1, 2), (1, 2)]
 
 
 def test_columns_stand_in_the_order_of_the_axes() -> None:

@@ -87,7 +87,7 @@ def test_each_score_sees_what_it_measures_and_is_said_not_to_see_the_rest() -> N
     assert found["dropped modes", "high quality"].dose is None
     dose = found["noise", "high quality"].dose
     assert dose is not None and 0.2 < dose <= 2 and found["noise", "high quality"].change == "worse"
-    assert found["noise", "spread ratio"].change == "other"
+    assert found["noise", "spread ratio"].change == "worse"
 
 
 def test_recall_takes_noise_for_diversity_and_the_table_says_so() -> None:
@@ -118,7 +118,7 @@ def test_no_damage_is_not_seen() -> None:
 
 def test_a_score_that_fails_under_damage_has_seen_it() -> None:
     far = Damage("outside", "", (1,), lambda points, *_: points + 1.0)
-    assert doses("mode_coverage", damages=(far,))["outside", "spread ratio"].change == "other"
+    assert doses("mode_coverage", damages=(far,))["outside", "spread ratio"].change == "worse"
 
 
 # --- a broken metric --------------------------------------------------------------------------------------

@@ -170,12 +170,12 @@ def ramp(share: float) -> str:
 
 def _front(table: Table, rows: list[Row], quality: Column, cost: Column, x: Scale, y: Scale) -> str:
     """A staircase under the rows that no other beats on quality and cost alone."""
-    sign = -1 if quality.higher_is_better else 1
-    ordered = sorted(rows, key=lambda row: (table.value(row, cost), sign * table.value(row, quality)))
+    loss = quality.better.loss
+    ordered = sorted(rows, key=lambda row: (table.value(row, cost), loss(table.value(row, quality))))
     corners: list[tuple[float, float]] = []
     for row in ordered:
         value = table.value(row, quality)
-        if not corners or sign * value < sign * corners[-1][1]:
+        if not corners or loss(value) < loss(corners[-1][1]):
             corners.append((table.value(row, cost), value))
     steps = []
     for (seconds, value), following in zip(corners, [*corners[1:], None], strict=True):

@@ -73,7 +73,9 @@ def _comparison(
     verdict: Verdict = "cannot be told apart"
     if p < level:
         verdict = "differs"
-        if kind.higher_is_better is not None:
-            verdict = "a is better" if (found.value > 0) == kind.higher_is_better else "b is better"
+        one, other = (value or 0.0 for value in values)
+        # Of values on either side of a target this p does not say which is nearer.
+        if kind.better and kind.better.slope(one) == kind.better.slope(other):
+            verdict = "a is better" if kind.better.loss(one) < kind.better.loss(other) else "b is better"
     note = "paired over groups of samples" if found.paired else "as independent samples"
     return Comparison(name, kind.label or name, values[0], values[1], found, float(p), verdict, note)

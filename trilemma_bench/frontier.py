@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from trilemma_bench.errors import UsageError
-from trilemma_bench.ranking import AXES, Column, Row, Table, estimate, find_column
+from trilemma_bench.ranking import AXES, Column, Row, Table, estimate, find_column, loss_estimate
 from trilemma_bench.stats import rank_ranges
 
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
@@ -61,7 +61,7 @@ def frontier(table: Table) -> Frontier | None:
 
 def _axis_column(table: Table, axis: str) -> Column | None:
     """The first column of an axis whose direction is known and which most ranked rows have; seconds before counts."""
-    found = [column for column in table.columns if column.axis == axis and column.higher_is_better is not None]
+    found = [column for column in table.columns if column.axis == axis and column.better]
     if axis == "speed":
         found.sort(key=lambda column: column.name != "seconds_per_100_images")
     ranked = [row for row in table.rows if row.ranked]
@@ -76,7 +76,7 @@ def _loss(column: Column, value: float) -> float:
     """The value with its sign such that lower is better; costs that span orders of magnitude as logarithms."""
     if column.axis == "speed" and value > 0:
         value = math.log10(value)
-    return -value if column.higher_is_better else value
+    return column.better.loss(value)
 
 
 def dominates(point: Sequence[float], other: Sequence[float]) -> bool:
@@ -136,18 +136,18 @@ def best(table: Table, metric: str, conditions: Sequence[str] = ()) -> list[Row]
         UsageError: No such column, no direction of better, or a condition that is none.
     """
     column = find_column(table, metric)
-    if column.higher_is_better is None:
+    if not column.better:
         raise UsageError(f"{column.name} has no better direction. Ask for another column.")
     tests = [_condition(table, text) for text in conditions]
     found = [row for row in table.rows if row.ranked and table.cell(row, column).value is not None]
     found = [row for row in found if all(test(row) for test in tests)]
-    found.sort(key=lambda row: table.value(row, column) * (-1 if column.higher_is_better else 1))
+    found.sort(key=lambda row: column.better.loss(table.value(row, column)))
     estimates = [estimate(row.record, column.name) for row in found]
-    known = [each for each in estimates if each is not None]
+    known = [loss_estimate(each, column.better) for each in estimates if each is not None]
     if len(known) < len(found):
         # Counts and times have no standard error: what is equal is tied, and nothing else.
         return [row for row in found if table.value(row, column) == table.value(found[0], column)]
-    ranges = rank_ranges(known, higher_is_better=column.higher_is_better)
+    ranges = rank_ranges(known)
     return [row for row, (first, _) in zip(found, ranges, strict=True) if first == 1]
 
 

@@ -162,7 +162,7 @@ def expected_score(found: Sequence[ScoredMetric], *, rounding: float) -> Expecte
         min_effect=0, stderr=stderr, rounding=rounding,
     )  # fmt: skip
     effects = [plain.spread / 4, abs(plain.mean) / 1000]
-    is_fraction = first.kind.higher_is_better or first.kind.axis == "coverage"
+    is_fraction = first.kind.higher_is_better or first.kind.target is not None or first.kind.axis == "coverage"
     if is_fraction and all(0 <= value <= 1 for value in values):
         effects.append(0.01)
     return plain.model_copy(update={"min_effect": max(effects)})

@@ -180,6 +180,16 @@ class Metric:
     kinds: Callable[[ExtractorKind], tuple[ScoreKind, ...]]
     compute: Callable[..., dict[str, Score]]
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    targets: Callable[..., Mapping[str, float]] = lambda shape, **params: {}
+    """targets(shape, **params) -> the values that real data have, of scores for which these are the best."""
+
+    def kinds_of(self, extractor: ExtractorKind, shape: Shape, params: Mapping[str, Any]) -> tuple[ScoreKind, ...]:
+        """The kinds under one protocol, with the targets of its parameters."""
+        targets = self.targets(shape, **{**self.defaults, **params})
+        kinds = self.kinds(extractor)
+        return tuple(
+            kind.model_copy(update={"target": targets[kind.name]}) if kind.name in targets else kind for kind in kinds
+        )
 
 
 # --- samplers ---------------------------------------------------------------------------------------------

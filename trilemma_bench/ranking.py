@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from trilemma_bench.errors import UsageError, unknown_name
-from trilemma_bench.record import Axis, Hardware, ResultRecord, Score, ScoredMetric, Speed, Timing
+from trilemma_bench.record import Axis, Better, Hardware, ResultRecord, Score, ScoredMetric, ScoreKind, Speed, Timing
 from trilemma_bench.stats import Estimate, pool, rank_ranges
 
 if TYPE_CHECKING:
@@ -59,6 +59,13 @@ class Column:
     unit: str = ""
     machine: Machine | None = None
     """Set where the number belongs to one machine."""
+    target: float | None = None
+    """The value of real data, where what is nearer to it is better."""
+
+    @property
+    def better(self) -> Better:
+        """What is better."""
+        return Better(self.higher_is_better, self.target)
 
 
 @dataclass(frozen=True)
@@ -236,7 +243,11 @@ def _labels(records: Sequence[ResultRecord]) -> list[str]:
 def _score_columns(records: Sequence[ResultRecord]) -> list[Column]:
     # The fullest record leads, so that a column which only some have comes where the protocol lists it.
     fullest = sorted(records, key=lambda record: -len(record.scores))
-    kinds = {item.kind.name: item.kind for record in fullest for item in record.scores}
+    kinds: dict[str, ScoreKind] = {}
+    for item in (item for record in fullest for item in record.scores):
+        # Records of before a score had a target do not take it from the others.
+        if item.kind.name not in kinds or item.kind.target is not None:
+            kinds[item.kind.name] = item.kind
     labels = Counter(kind.label or kind.name for kind in kinds.values())
     columns = [
         Column(
@@ -245,6 +256,7 @@ def _score_columns(records: Sequence[ResultRecord]) -> list[Column]:
             axis=kind.axis,
             higher_is_better=kind.higher_is_better,
             unit=kind.unit,
+            target=kind.target,
         )
         for kind in kinds.values()
     ]
@@ -322,15 +334,15 @@ def _with_best(found: Sequence[Row], columns: Sequence[Column]) -> list[Row]:
     """The rows with the best cell of each ranked column flagged; several if they are equal, none if all are."""
     cells = [list(row.cells) for row in found]
     for index, column in enumerate(columns):
-        if column.higher_is_better is None:
+        if not column.better:
             continue
         values = [row.cells[index].value for row in found if row.ranked]
-        known = [value for value in values if value is not None]
+        known = [column.better.loss(value) for value in values if value is not None]
         if len(set(known)) < 2:
             continue
-        best = max(known) if column.higher_is_better else min(known)
         for row, line in zip(found, cells, strict=True):
-            if row.ranked and line[index].value == best:
+            value = line[index].value
+            if row.ranked and value is not None and column.better.loss(value) == min(known):
                 line[index] = replace(line[index], best=True)
     return [replace(row, cells=tuple(line)) for row, line in zip(found, cells, strict=True)]
 
@@ -339,7 +351,7 @@ def _sorting(found: Sequence[Row], columns: Sequence[Column]) -> Column | None:
     """The quality column that most ranked rows have, the first of such."""
     quality = [
         (index, column) for index, column in enumerate(columns)
-        if column.axis == "quality" and column.higher_is_better is not None
+        if column.axis == "quality" and column.better
     ]  # fmt: skip
     ranked = [row for row in found if row.ranked]
     best = max(quality, key=lambda item: sum(row.cells[item[0]].value is not None for row in ranked), default=None)
@@ -355,7 +367,7 @@ def _with_ranks(found: Sequence[Row], by: Column | None) -> list[Row]:
     }
     if by is None or len(estimates) < 2:
         return list(found)
-    ranges = rank_ranges(list(estimates.values()), higher_is_better=bool(by.higher_is_better))
+    ranges = rank_ranges([loss_estimate(each, by.better) for each in estimates.values()])
     ranks = dict(zip(estimates, ranges, strict=True))
     return [replace(row, ranks=ranks.get(index)) for index, row in enumerate(found)]
 
@@ -368,12 +380,22 @@ def estimate(record: ResultRecord, name: str) -> Estimate | None:
     return Estimate(score.value, score.stderr, score.replicates)
 
 
+def loss_estimate(found: Estimate, better: Better) -> Estimate:
+    """The estimate of a score's loss, lower is better: its value turned, with the errors that it has.
+
+    Near a target the distance is taken along the line that it is on at the value.
+    """
+    slope, start = better.slope(found.value), better.target or 0.0
+    replicates = found.replicates and tuple(slope * (value - start) for value in found.replicates)
+    return Estimate(better.loss(found.value), found.stderr, replicates)
+
+
 def _sorted(found: Sequence[Row], by: Column | None) -> list[Row]:
     def key(row: Row) -> tuple[bool, bool, float]:
         score = None if by is None else row.record.score(by.name)
         if by is None or score is None or score.value is None:
             return not row.ranked, True, 0.0
-        return not row.ranked, False, -score.value if by.higher_is_better else score.value
+        return not row.ranked, False, by.better.loss(score.value)
 
     return sorted(found, key=key)
 
@@ -482,7 +504,7 @@ def curve_column(table: Table, name: str | None = None) -> Column | None:
     """The column that a curve of this table shows: the one asked for, else the first of quality; None where none is."""
     if name is not None:
         return find_column(table, name) if has_column(table, name) else None
-    return next((c for c in table.columns if c.axis == "quality" and c.higher_is_better is not None), None)
+    return next((column for column in table.columns if column.axis == "quality" and column.better), None)
 
 
 def _sorted_by(table: Table, column: Column) -> Table:
@@ -490,8 +512,7 @@ def _sorted_by(table: Table, column: Column) -> Table:
 
     def key(row: Row) -> tuple[bool, bool, float]:
         value = row.cells[place].value
-        sign = -1 if column.higher_is_better else 1
-        return not row.ranked, value is None, sign * value if value is not None else 0.0
+        return not row.ranked, value is None, column.better.loss(value) if value is not None else 0.0
 
     return replace(table, rows=tuple(sorted(table.rows, key=key)))
 

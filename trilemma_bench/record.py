@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -49,10 +50,35 @@ def read_versioned(
         raise StoreError(f"{path}: not {what}: {error}. {remedy}") from error
 
 
+@dataclass(frozen=True)
+class Better:
+    """Which of two values of a score is better: the higher one, the lower one, the nearer one to a target, or none."""
+
+    higher: bool | None
+    target: float | None = None
+
+    def __bool__(self) -> bool:
+        """Whether any is."""
+        return self.higher is not None or self.target is not None
+
+    def loss(self, value: float) -> float:
+        """The value such that lower is better; the distance where there is a target."""
+        if self.target is not None:
+            return abs(value - self.target)
+        return -value if self.higher else value
+
+    def slope(self, value: float) -> float:
+        """The sign by which the loss moves with the value, -1 or 1."""
+        if self.target is not None:
+            return 1.0 if value >= self.target else -1.0
+        return -1.0 if self.higher else 1.0
+
+
 class ScoreKind(Frozen):
     """What a score is: its name, the axis of the trilemma it speaks of, its direction and unit.
 
-    `higher_is_better` is None where neither direction is better by itself.
+    `higher_is_better` is None where neither direction is better by itself: nothing is better then, or what is nearer
+    to `target`, the value of real data.
     """
 
     name: str
@@ -61,6 +87,12 @@ class ScoreKind(Frozen):
     unit: str = ""
     label: str = ""
     """How a leaderboard heads the column; the name where empty."""
+    target: float | None = None
+
+    @property
+    def better(self) -> Better:
+        """What is better."""
+        return Better(self.higher_is_better, self.target)
 
 
 class Score(Frozen):

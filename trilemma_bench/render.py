@@ -100,7 +100,8 @@ def header(table: Table, column: Column) -> str:
     unit = f" [{column.unit}]" if column.unit else ""
     several = column.machine is not None and len(table.machines) > 1
     machine = f" (machine {_number_of(table, column)})" if several else ""
-    return f"{column.label}{unit}{machine}{ARROWS[column.higher_is_better]}"
+    toward = ARROWS[column.higher_is_better] if column.target is None else f" → {column.target:.4g}"
+    return f"{column.label}{unit}{machine}{toward}"
 
 
 def cell_text(cell: Cell, column: Column, precision: int | None = None) -> str:
@@ -126,6 +127,8 @@ def notes(table: Table) -> list[str]:
         _axes_note(table),
         "↑ higher is better, ↓ lower is better; the best value of a column is in bold.",
     ]
+    if any(column.target is not None for column in table.columns):
+        lines.append("→ nearer to this number, which real data have, is better.")
     if not all(row.ranked for row in table.rows):
         lines.append("Real images, exact and untrained networks are the ceiling and the floor: shown last, not ranked.")
     cells = [cell for row in table.rows for cell in row.cells]
@@ -355,7 +358,8 @@ _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", '"': r"\textquotedbl{}", "±": r"$\pm$", "×": r"$\times$", "≈": r"$^{\approx}$",
-    "†": r"$^{\dagger}$", "‡": r"$^{\ddagger}$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "–": "--",
+    "†": r"$^{\dagger}$", "‡": r"$^{\ddagger}$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "→": r"$\rightarrow$",
+    "–": "--",
 }  # fmt: skip
 
 
@@ -412,7 +416,7 @@ def _json_table(table: Table) -> dict[str, Any]:
         "columns": [
             {
                 "name": column.name, "label": column.label, "axis": column.axis, "unit": column.unit,
-                "higher_is_better": column.higher_is_better,
+                "higher_is_better": column.higher_is_better, "target": column.target,
                 "machine": str(column.machine) if column.machine is not None else None,
             }
             for column in table.columns

@@ -414,7 +414,7 @@ def failure_record(spec: RunSpec, error: BaseException) -> ResultRecord:
         key = spec.protocol.score_key(score)
         scores += [
             ScoredMetric(kind=item, score=Score.failed(reason), features_key="", score_key=key)
-            for item in metric.kinds(kind)
+            for item in metric.kinds_of(kind, spec.protocol.image_shape, score.params)
         ]
     return ResultRecord(
         model=str(spec.sampler), family="external" if spec.sampler.kind == "external" else spec.sampler.name,
@@ -747,7 +747,7 @@ def score_features(
         raise unknown_name(f"parameter of {score.metric}", sorted(unknown)[0], metric.defaults)
     key = protocol.score_key(score)
     rng = score_rng(protocol, key)
-    kinds = metric.kinds(extraction.kind)
+    kinds = metric.kinds_of(extraction.kind, protocol.image_shape, params)
     try:
         found = metric.compute(real=real, generated=generated, rng=rng, **params)
     except ProtocolError as error:

@@ -285,8 +285,10 @@ def _detection(damage: Damage, item: ScoredMetric, judged: Sequence[tuple[float,
     change: Literal["worse", "better", "other"] | None = None
     if last is not None:
         change = "other"
-        if kind.higher_is_better is not None and not damage.swapped:
-            change = "better" if (last > 0) == kind.higher_is_better and np.isfinite(last) else "worse"
+        if kind.better and not damage.swapped:
+            before = item.score.value or 0.0
+            nearer = kind.better.loss(before + last) < kind.better.loss(before)
+            change = "better" if nearer and np.isfinite(last) else "worse"
     return Detection(damage.name, damage.unit, kind.label or kind.name, smallest, change)
 
 

@@ -246,19 +246,19 @@ def holm(ps: npt.ArrayLike) -> Float64:
     return corrected
 
 
-def rank_ranges(estimates: Sequence[Estimate], *, higher_is_better: bool, level: float = 0.05) -> list[tuple[int, int]]:
-    """(best, worst) rank that each estimate may have, by Holm-corrected comparisons of all pairs at `level`.
+def rank_ranges(losses: Sequence[Estimate], *, level: float = 0.05) -> list[tuple[int, int]]:
+    """(best, worst) rank that each may have, lower is better, by Holm-corrected comparisons of all pairs at `level`.
 
     Of n estimates, one that is told apart from b better and w worse ones has ranks 1 + b to n - w. Equal ranges that
     overlap cannot be told apart.
     """
-    count = len(estimates)
+    count = len(losses)
     pairs = [(i, j) for i in range(count) for j in range(i + 1, count)]
-    found = [difference(estimates[i], estimates[j]) for i, j in pairs]
+    found = [difference(losses[i], losses[j]) for i, j in pairs]
     better, worse = [0] * count, [0] * count
     for (i, j), each, p in zip(pairs, found, holm([each.p for each in found]), strict=True):
         if p < level:
-            first, second = (i, j) if (each.value > 0) == higher_is_better else (j, i)
+            first, second = (i, j) if each.value < 0 else (j, i)
             worse[first] += 1
             better[second] += 1
     return [(1 + better[i], count - worse[i]) for i in range(count)]

@@ -112,10 +112,9 @@ def fewest_evaluations(curve: Curve, column: Column, *, within: float = 0.05) ->
     Raises:
         UsageError: The column has no better direction.
     """
-    if column.higher_is_better is None:
+    if not column.better:
         raise UsageError(f"{column.name} has no better direction. Ask for another column.")
-    choose = max if column.higher_is_better else min
-    best = choose(point.value for point in curve.points)
+    best = min((point.value for point in curve.points), key=column.better.loss)
     # A share of the best's magnitude: kernel distances can lie below 0.
     slack = within * abs(best)
     near = [point for point in curve.points if abs(point.value - best) <= slack]

@@ -9,29 +9,32 @@ histogram of nearest centres, whatever the quality, is set against equal weights
 
 **Spread ratio.** The standard deviation of the high-quality samples about the mean of their mode, over that of a real
 mode cut at the same radius, as the mean over modes with two such samples at least. Under 1 a sampler is too sure of
-itself; a high-quality fraction above that of real samples, 1 - exp(-radius^2 / 2) in the plane, says the same.
+itself; a high-quality fraction above that of real samples, 1 - exp(-radius^2 / 2) in the plane, says the same: both
+are the better the nearer they are to what real samples have.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.special import gammainc
 
 from trilemma_bench import stats
 from trilemma_bench.errors import ProtocolError
-from trilemma_bench.kinds import Array, Metric, Reference
+from trilemma_bench.kinds import Array, Metric, Reference, Shape
 from trilemma_bench.metrics import _helpers, _modes
 from trilemma_bench.record import Score, ScoreKind
 
 MAX_MODES = 2**20
 
 KINDS = (
-    ScoreKind(name="high_quality", axis="quality", higher_is_better=True, label="high quality"),
-    ScoreKind(name="mode_spread", axis="quality", higher_is_better=None, label="spread ratio"),
+    ScoreKind(name="high_quality", axis="quality", higher_is_better=None, label="high quality"),
+    ScoreKind(name="mode_spread", axis="quality", higher_is_better=None, label="spread ratio", target=1.0),
     _modes.CAPTURED,
     _modes.HELD,
     _modes.KL,
@@ -183,6 +186,11 @@ def truncated_deviation(radius: float, dimensions: int) -> float:
     return float(np.sqrt(gammainc(dimensions / 2 + 1, half) / gammainc(dimensions / 2, half)))
 
 
+def targets(shape: Shape, *, radius: float, **_: Any) -> dict[str, float]:
+    """The fraction of real samples that are of high quality: P(chi^2 with D degrees <= radius^2)."""
+    return {"high_quality": float(gammainc(math.prod(shape) / 2, radius**2 / 2))}
+
+
 def _fraction(good: int, count: int) -> Score:
     return Score(
         value=good / count, stderr=stats.proportion_stderr(good, count), interval=stats.wilson_interval(good, count),
@@ -195,5 +203,6 @@ METRIC = Metric(
     layers=("features",),
     kinds=lambda extractor: KINDS,
     compute=compute,
+    targets=targets,
     defaults={"grid": "-4 -2 0 2 4", "sigma": 0.05, "radius": 3.0, "share": 0.2},
 )
