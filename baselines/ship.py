@@ -73,8 +73,10 @@ def ship(
         "source": trainer.source,
         "command": command,
         "images_seen": about["images_seen"],
-        **{f"until_{images_seen}_images": f"by a recipe of digest {digest[:12]}"
-           for digest, images_seen in about.get("earlier_recipes", {}).items()},
+        **{
+            f"until_{images_seen}_images": f"by a recipe of digest {digest[:12]}"
+            for digest, images_seen in about.get("earlier_recipes", {}).items()
+        },
         "hours": round(about["hours"], 3),
         "cpu": cpu,
         "threads": 1,
