@@ -21,6 +21,7 @@ from trilemma_bench.record import ResultRecord
 
 HERE = Path(__file__).resolve().parent
 TITLES = {"cifar10": "CIFAR-10", "gaussians25": "25 Gaussians", "stackedmnist": "StackedMNIST"}
+POINTS = ("gaussians25",)
 
 
 def toml(value: object) -> str:
@@ -42,7 +43,9 @@ def ship(
     """Write `folder` from a run's; `options` tell these weights from others of the same sampler and data set."""
     folder.mkdir(exist_ok=True)
     about = json.loads((run / "run.json").read_text())
-    for file in ("weights.safetensors", "resume.safetensors"):
+    # Networks of points are trained anew in minutes: nothing to go on from.
+    resumable = dataset not in POINTS
+    for file in ("weights.safetensors", "resume.safetensors") if resumable else ("weights.safetensors",):
         shutil.copyfile(run / file, folder / file)
     thin_curve(run / "curve.csv", folder / "curve.csv")
     grids = sorted((run / "grids").glob("*.png"))
@@ -64,7 +67,7 @@ def ship(
         "weights_digest": hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest(),
         "licence": "Apache-2.0",
         "parameters": speed.count_parameters(sampler),
-        "gflops_per_evaluation": round(per_evaluation or 0.0, 4),
+        "gflops_per_evaluation": float(f"{per_evaluation or 0.0:.4g}"),
         "notes": "EMA weights in fp16; computed in fp32. A small network, not the paper's: compare nothing here with "
         "the paper's figures.",
     }
@@ -85,7 +88,9 @@ def ship(
         "seed": recipe["seed"],
         "training_seeds": members,
         "commit": commit,
-        "resume": "from resume.safetensors by --resume; the optimisers' moments are not shipped and warm up anew",
+        "resume": "from resume.safetensors by --resume; the optimisers' moments are not shipped and warm up anew"
+        if resumable
+        else "the optimisers' state is not shipped",
     }
     lines = [f"{key} = {toml(value)}" for key, value in top.items()]
     if options:

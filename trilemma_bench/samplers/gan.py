@@ -36,12 +36,15 @@ DRIFTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Options(Frozen):
-    """`dgflow` steps of refinement; `step_size` and `noise` are in the units of the networks."""
+    """`dgflow` steps of refinement (the paper has 25 of size 0.01 with noise 0.01, for other data).
+
+    `step_size` and `noise` are in the units of the networks, in which a mode of 25-Gaussians has a deviation of 0.01.
+    """
 
     dgflow: int = Field(default=0, ge=0)
     divergence: Literal["kl", "js", "log_d"] = "kl"
-    step_size: float = Field(default=1e-5, gt=0)
-    noise: float = Field(default=0.0, ge=0)
+    step_size: float = Field(default=1e-3, gt=0)
+    noise: float = Field(default=1e-3, ge=0)
 
 
 class GANSampler(ImageSampler):

@@ -64,6 +64,7 @@ def points_recipe(
     frequencies: int = 0,
     denoising: float = 0.0,
     fade: float = 0.5,
+    r1_gamma: float = 0.05,
     **network: Any,
 ) -> PointsRecipe:
     """A recipe for `steps` steps of batches of `batch` points a member; `network` goes to the generator.
@@ -78,7 +79,7 @@ def points_recipe(
         generator={**shared, "depth": 3, "nz": 4, "activation": "leaky_relu", "frequencies": frequencies,
             **network},
         discriminator={**shared, "depth": 3, "activation": "leaky_relu", "frequencies": frequencies},
-        num_timesteps=num_timesteps, lr_g=lr, lr_d=lr, r1_gamma=0.05, r1_interval=4, scale=1.0,
+        num_timesteps=num_timesteps, lr_g=lr, lr_d=lr, r1_gamma=r1_gamma, r1_interval=4, scale=1.0,
         betas=(0.5, 0.99) if denoising else (0.5, 0.9), denoising=denoising,
         denoising_kimg=fade * members * batch * steps / 1000,
     )  # fmt: skip
@@ -89,6 +90,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "-no-latent": {"nz": 0}, "-direct": {"predict": "direct"}, "-eps": {"predict": "eps"},
 }  # fmt: skip
 """Numbers of steps, and the ablations of Xiao et al. 2022, table 3: no latent variable, direct denoising, noise."""
+
+CPU: dict[str, Any] = {
+    "width": 64, "members": 5, "batch": 128, "steps": 6000, "lr": 2.5e-3, "frequencies": 5, "denoising": 2.0,
+    "fade": 0.25,
+}  # fmt: skip
 
 RECIPES = {
     # The released CIFAR-10 configuration: batch 64 on each of 4 GPUs, 1,200 epochs. The paper's notes differ in
@@ -135,10 +141,7 @@ RECIPES = {
     # The squared error keeps the modes: where it was gone after a tenth of the run, up to 18 of 25 were lost. While it
     # lasts few points are of high quality; rates that are 2.5 times those of longer runs make the most of the rest.
     **{
-        f"gaussians25-cpu{name}": points_recipe(
-            width=64, members=5, batch=128, steps=6000, lr=2.5e-3, frequencies=5, denoising=2.0, fade=0.25, **changes
-        )
-        for name, changes in VARIANTS.items()
+        f"gaussians25-cpu{name}": points_recipe(**{**CPU, **changes}) for name, changes in VARIANTS.items()
     },
 }  # fmt: skip
 
