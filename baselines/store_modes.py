@@ -1,13 +1,14 @@
 """Keep which modes a baseline of StackedMNIST drew: python baselines/store_modes.py stackedmnist-ddgan --cache CACHE.
 
 Draws the protocol's 26,000 images (or takes them from the cache of a finished run), has the classifier read them, and
-writes baselines/<name>/modes.npz: `modes`, int16 [26000], of seeds 0, 1, 2 ... The tests count them, and draw a few
-hundred of the images again.
+writes baselines/<name>/modes.npz: `modes`, int16 [N], of seeds 0, 1, 2 ..., and what they say as modes.json. The
+tests count them, and draw a few hundred of the images again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,27 +17,29 @@ from trilemma_bench import registry
 from trilemma_bench.cards import load_card
 from trilemma_bench.metrics import class_coverage
 from trilemma_bench.models import parse_model
-from trilemma_bench.run import Settings, find_data, images_of, run_spec
-from trilemma_bench.spec import load_protocol
+from trilemma_bench.run import Settings, find_data, find_protocol, images_of, run_spec
 
 
-def store(name: str, settings: Settings) -> None:
+def store(name: str, settings: Settings, num_samples: int | None) -> None:
     """Write the modes of a baseline's samples and print what they say."""
     card, folder = load_card(name)
-    protocol = load_protocol("lite", dataset=card.dataset)
-    _, images = images_of(run_spec(parse_model(card.sampler), protocol), find_data(card.dataset, settings), settings)
+    data = find_data(card.dataset, settings)
+    protocol = find_protocol("lite", data, num_samples=num_samples)
+    _, images = images_of(run_spec(parse_model(card.sampler), protocol), data, settings)
     (score,) = [score for score in protocol.scores if score.metric == "class_coverage"]
     logits = registry.get("extractor", score.extractor).build().extract(images)["logits"]
     modes, count = class_coverage.classes(logits, int(score.params["factors"]))
     np.savez_compressed(folder / "modes.npz", modes=modes.astype(np.int16))
     scores = class_coverage.of_histogram(class_coverage.histogram(modes, np.arange(len(modes)) % 20, count))
-    for key, found in scores.items():
-        print(f"{key}: {found.value:.6g} ± {found.stderr or 0:.2g}")
+    text = json.dumps({"protocol": protocol.name, **{key: found.value for key, found in scores.items()}}, indent=2)
+    (folder / "modes.json").write_text(text + "\n")
+    print(text)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name")
     parser.add_argument("--cache", type=Path)
+    parser.add_argument("--num-samples", type=int, help="images, where not the protocol's")
     given = parser.parse_args()
-    store(given.name, Settings(cache=given.cache))
+    store(given.name, Settings(cache=given.cache), given.num_samples)
