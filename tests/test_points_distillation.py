@@ -83,7 +83,7 @@ def test_a_student_that_knows_the_answer_has_no_loss(name: str) -> None:
     found.teacher = teacher(250)
 
     class Answer(torch.nn.Module):
-        config = found.net.config
+        config, coefficients = found.net.config, found.net.coefficients
 
         def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
             return torch.stack([end(x, int(step)) for x, step in zip(x_t, t, strict=True)]).float()

@@ -34,10 +34,14 @@ class Consistency(MLP):
         self.chain = chain
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        d, sigma = self.config.deviation, at(self.chain.sigma, t, x_t)
-        away = sigma - float(self.chain.sigma[0])
-        skip, out = d**2 / (away**2 + d**2), d * away * torch.rsqrt(d**2 + sigma**2)
+        skip, out = self.coefficients(t, x_t)
         return skip * x_t / at(self.chain.alpha_bar.sqrt(), t, x_t) + out * self.run(x_t, t)
+
+    def coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """c_skip and c_out at t [N], shaped to multiply `like` [N, D]."""
+        d, sigma = self.config.deviation, at(self.chain.sigma, t, like)
+        away = sigma - float(self.chain.sigma[0])
+        return d**2 / (away**2 + d**2), d * away * torch.rsqrt(d**2 + sigma**2)
 
 
 def build(config: Mapping[str, Any], chain: Chain) -> Consistency:

@@ -1,7 +1,8 @@
 """Consistency distillation on points (Song et al. 2023, arXiv 2303.01469, algorithm 2), from the shipped DDPM.
 
 f(x_t, t) is moved towards the averaged network at (x_{t_prev}, t_prev), one step of the teacher's probability flow
-further down; at the data it is the point itself. The distance is the squared one.
+further down; at the data it is the point itself. The distance is the squared one, in the units of what the network
+adds (c_out), so that little noise counts as much as much (as in Karras et al. 2022, arXiv 2206.00364, section 5).
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ RECIPES = {
         **sizes(members=1, batch=512, steps=50_000, decay=0.99),
     ),
     "gaussians25-cpu": TeacherRecipe(
-        mlp={"class": "consistency", "width": 96, "depth": 3, "frequencies": 3, "members": 5}, lr=2e-3,
-        **sizes(members=5, batch=192, steps=3500, decay=0.99),
+        mlp={"class": "consistency", "width": 96, "depth": 3, "frequencies": 5, "members": 5}, lr=3e-3,
+        # What is learnt of little noise goes up one level a few steps of the average: few levels, a short average.
+        teacher_steps=18, **sizes(members=5, batch=192, steps=3500, decay=0.95),
     ),
 }  # fmt: skip
 
@@ -37,7 +39,8 @@ class ConsistencyTask(StudentTask):
             before = self.teacher.step(x_t, t, t_prev)
             mapped = self.averages["net"](before, t_prev.clamp(min=0))
             target = torch.where((t_prev < 0)[:, None], before, mapped)
-        return (self.net(x_t, t) - target).square().mean()
+        _, out = self.net.coefficients(t, x_t)
+        return ((self.net(x_t, t) - target) / out).square().mean()
 
 
 TRAINER = TrainerKind(
