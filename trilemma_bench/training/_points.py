@@ -144,7 +144,9 @@ class StudentTask(MLPTask):
         tensors, header = read_tensors(folder / card.weights)
         config = header or {}
         self.chain = Chain(linear_betas(int(config["num_train_steps"]), **config["betas"]))
-        net = mlp.build({**config["mlp"], "members": mlp.parse_as(ConsistencyConfig, recipe.mlp).members})
+        members = mlp.parse_as(ConsistencyConfig, recipe.mlp).members
+        with initialising(recipe.seed):
+            net = mlp.build({**config["mlp"], "members": members})
         net.load_state_dict({k: v[: net.config.members].float() for k, v in tensors.items()})  # type: ignore[union-attr]
         self.teacher = Teacher(net.to(device).eval().requires_grad_(False), self.chain, recipe.teacher_steps)
         super().__init__(recipe, device, compile=compile)
