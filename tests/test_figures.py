@@ -51,6 +51,18 @@ def test_text_in_svg_is_text_and_names_are_no_formulas(tmp_path: Path) -> None:
         "".join(node.itertext()) for node in ElementTree.parse(paths[1]).iter("{http://www.w3.org/2000/svg}text")
     )
     assert "$x^2$ <b>" in text and "ddim:steps=50" in text and "FD (toy)" in text
+    assert "mathdefault" not in text and {"0.1", "1", "10"} <= set(text.split())
+
+
+@pytest.mark.parametrize(("count", "named"), [(12, 12), (13, 1)])
+def test_where_names_would_cover_each_other_the_efficient_ones_stay(count: int, named: int) -> None:
+    found = [record(f"m{i}", 10.0 + i, recall=0.5, found_speed=speed(1.0 + i)) for i in range(count)]
+    table = rows(found).tables[0]
+    efficient = frontier(table)
+    assert efficient is not None
+    with figures._style(serif=False):
+        axes = figures.trilemma(table, efficient).axes[0]
+    assert len(axes.texts) == named
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:

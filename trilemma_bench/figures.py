@@ -30,6 +30,8 @@ WIDTHS = {"column": 3.25, "page": 6.75}
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 FORMATS = ("png", "svg")
+MAX_NAMES = 12
+"""Names beside the marks of one figure, at most; beyond them only efficient models have theirs."""
 
 
 def write_figures(
@@ -93,6 +95,8 @@ def _figures(table: Table, metric: str | None, width: float) -> list[tuple[str, 
 def trilemma(table: Table, found: Frontier, *, width: float = WIDTHS["page"]) -> Figure:
     """Quality against cost on a log axis with 95 % intervals, coverage as colour, Pareto-efficient rows ringed.
 
+    Where more than `MAX_NAMES` names would cover each other, the efficient rows alone have theirs.
+
     Args:
         table: What the frontier is of.
         found: Its rows are drawn.
@@ -100,7 +104,8 @@ def trilemma(table: Table, found: Frontier, *, width: float = WIDTHS["page"]) ->
     """
     quality, coverage, cost = found.columns
     figure, axes = _axes(width, header(table, cost), header(table, quality))
-    axes.set_xscale("log")
+    _log_x(axes)
+    named = found.rows if len(found.rows) <= MAX_NAMES else found.efficient
     values = [table.value(row, coverage) for row in found.rows]
     for index, row in enumerate(found.rows):
         seconds, value = table.value(row, cost), table.value(row, quality)
@@ -112,9 +117,10 @@ def trilemma(table: Table, found: Frontier, *, width: float = WIDTHS["page"]) ->
             [seconds], [value], c=[values[index]], cmap="viridis", vmin=min(values), vmax=max(values), s=36,
             marker=MARKERS[index % len(MARKERS)], edgecolors="black", linewidths=edge, zorder=2,
         )  # fmt: skip
-        name = axes.annotate(_short(row.label), (seconds, value), (4, 5), textcoords="offset points")
-        # A long name may leave the axes; it must not squeeze them.
-        name.set_in_layout(False)
+        if row in named:
+            name = axes.annotate(_short(row.label), (seconds, value), (4, 5), textcoords="offset points")
+            # A long name may leave the axes; it must not squeeze them.
+            name.set_in_layout(False)
     front = sorted((table.value(row, cost), table.value(row, quality)) for row in found.efficient)
     axes.plot(*zip(*front, strict=True), color="0.5", linestyle="--", linewidth=0.8, zorder=0)
     if len(set(values)) > 1:
@@ -126,7 +132,7 @@ def trilemma(table: Table, found: Frontier, *, width: float = WIDTHS["page"]) ->
 def curve_figure(table: Table, lines: Sequence[Curve], column: Column, *, width: float = WIDTHS["page"]) -> Figure:
     """A score against network evaluations on a log axis, a line for each sampler, with 95 % intervals."""
     figure, axes = _axes(width, "network evaluations per image", header(table, column))
-    axes.set_xscale("log")
+    _log_x(axes)
     for index, curve in enumerate(lines):
         axes.errorbar(
             [point.nfe for point in curve.points],
@@ -260,6 +266,13 @@ def _axes(width: float, x: str, y: str) -> tuple[Figure, Axes]:
     axes.set_xlabel(_plain(x))
     axes.set_ylabel(_plain(y))
     return figure, axes
+
+
+def _log_x(axes: Axes) -> None:
+    """A logarithmic axis with plain numbers: powers are formulas to matplotlib, and formulas are off."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(lambda *_: "")
 
 
 def _save(figure: Figure, stem: Path) -> list[Path]:
