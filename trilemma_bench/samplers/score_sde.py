@@ -9,6 +9,10 @@ after each, algorithms 2 to 5), `ode` (the probability flow by Heun's method of 
 sample) and `adaptive` (the stochastic solver of Jolicoeur-Martineau et al. 2021, arXiv 2105.14080, algorithm 1, a step
 size for each sample). Step sizes come from the error of one sample alone, and Langevin steps from expected norms, where
 the authors take those of a batch.
+
+A refused step of `adaptive` draws its noise anew, so that noise which makes a small error is taken more often. The mean
+over the many values of an image hides one noise from the error; that over the two of a point does not: on 25 Gaussians
+the outer modes get up to eight times the samples of the middle, with the exact network too.
 """
 
 from __future__ import annotations
