@@ -61,8 +61,17 @@ def test_the_page_holds_every_model_and_stays_small(tmp_path: Path) -> None:
 
 
 def test_figures_are_drawn_from_them(tmp_path: Path) -> None:
-    assert command("plot", RESULTS, "--out", tmp_path / "figures", "--width", "column", "--serif") == 0
-    assert {path.suffix for path in (tmp_path / "figures").iterdir()} == {".png", ".svg"}
+    """Points are drawn anew where no cache has them: those of a few fast models here, all scores of images."""
+    for record in RECORDS:
+        if record.spec.protocol.dataset != "gaussians25" or record.model in ("real:split=test", "ddgan", "flow"):
+            path = tmp_path / "results" / record.spec.protocol.name / f"{record.model.replace(':', '_')}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(record.dumps())
+    assert command("plot", tmp_path / "results", "--out", tmp_path / "figures", "--width", "column", "--serif") == 0
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert {
+        f"{stem}.{end}" for stem in ("cifar10-lite-v1-trilemma", "gaussians25-v1-points") for end in ("png", "svg")
+    } <= names
 
 
 def test_questions_lists_and_comparisons_read_them(capsys: pytest.CaptureFixture[str]) -> None:
