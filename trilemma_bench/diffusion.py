@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -110,6 +111,26 @@ def cosine_betas(num_steps: int = 1000, offset: float = 0.008, largest: float = 
 def predict_x0(x_t: Tensor, eps: Tensor, alpha_bar: float) -> Tensor:
     """x_0 from x_t and the noise in it (Ho et al. eq. 15)."""
     return (x_t - math.sqrt(1 - alpha_bar) * eps) / math.sqrt(alpha_bar)
+
+
+def ddim_preview(chain: Chain, predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, num_steps: int = 50) -> Tensor:
+    """What x_T leads to by DDIM in quadratic steps with x_0 clipped: enough to look at a network in training.
+
+    Args:
+        chain: Of the network; a shorter one is walked in as many steps as it has.
+        predict: (x_t [N, ...], t int64 [N]) -> eps, float32 [N, ...].
+        x: x_T, float32 [N, ...].
+        num_steps: Evaluations.
+
+    Returns:
+        float32 [N, ...], near [-1, 1].
+    """
+    for t, t_prev in ddim_pairs(len(chain), min(num_steps, len(chain)), "quadratic"):
+        eps = predict(x, torch.full((len(x),), t, device=x.device))
+        before = float(chain.alpha_bar[t_prev]) if t_prev >= 0 else 1.0
+        x0 = predict_x0(x, eps, float(chain.alpha_bar[t])).clamp(-1, 1)
+        x = before**0.5 * x0 + (1 - before) ** 0.5 * eps
+    return x
 
 
 def ddim_pairs(num_train_steps: int, num_steps: int, spacing: Spacing = "leading") -> list[tuple[int, int]]:

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from trilemma_bench.diffusion import Chain, Spacing, ddim_pairs, linear_betas
 from trilemma_bench.errors import WeightsError
 from trilemma_bench.kinds import Weights
-from trilemma_bench.samplers._helpers import ImageSampler, Noise, built, make_weights, network_of, read_tensors
+from trilemma_bench.nets import consistency
+from trilemma_bench.samplers._helpers import (
+    STEP,
+    X_T,
+    ImageSampler,
+    Noise,
+    built,
+    make_weights,
+    network_of,
+    read_tensors,
+)
 
 TOLERANCE = (1, 0.001)
 """Of images, which these samplers do not make; that of points is `kinds.POINTS_TOLERANCE`."""
@@ -53,6 +66,30 @@ class PointsSampler(ImageSampler):
     def net(self) -> Any:
         """The network."""
         return self.networks["net"]
+
+
+class StudentSampler(PointsSampler):
+    """A consistency network: map x_T to the data; with more steps, noise again to a smaller t and map again."""
+
+    def __init__(
+        self, name: str, weights: Weights, *, steps: int = 1, spacing: Spacing = "trailing", **settings: Any
+    ) -> None:
+        self.chain = Chain(linear_betas(int(weights.config["num_train_steps"]), **weights.config["betas"]))
+        super().__init__(name, weights, partial(consistency.build, chain=self.chain), **settings)
+        self.times = [t for t, _ in ddim_pairs(len(self.chain), steps, spacing)]
+
+    @property
+    def expected_nfe(self) -> int:
+        return len(self.times)
+
+    def draw(self, noise: Noise, count: int) -> Tensor:
+        x = noise.normal(*self.image_shape, stream=X_T)
+        for index, t in enumerate(self.times):
+            if index:
+                a2 = float(self.chain.alpha_bar[t])
+                x = math.sqrt(a2) * x + math.sqrt(1 - a2) * noise.normal(*self.image_shape, stream=STEP)
+            x = self.net(x, torch.full((count,), t, device=self.device)).float()
+        return x
 
 
 def uniform(noise: Noise, *shape: int, stream: int) -> Tensor:

@@ -200,6 +200,11 @@ def initialising(seed: int) -> Iterator[None]:
         yield
 
 
+def warm_up(step: Step, num_steps: int) -> float:
+    """The part of a learning rate that rises linearly to 1 over the first steps."""
+    return min(1.0, (step.number + 1) / max(num_steps, 1))
+
+
 def cosine_lr(start: float, end: float, images_seen: int, duration_kimg: float, epoch: int = 50_000) -> float:
     """Learning rate on a cosine from `start` to `end`, constant within an epoch of `epoch` images."""
     done = min(images_seen // epoch * epoch / (duration_kimg * 1000), 1.0)

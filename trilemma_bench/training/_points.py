@@ -15,7 +15,7 @@ from trilemma_bench.nets.consistency import Consistency, ConsistencyConfig
 from trilemma_bench.nets.consistency import build as build_consistency
 from trilemma_bench.samplers._helpers import read_tensors
 from trilemma_bench.training._ema import EmaSpec
-from trilemma_bench.training._loop import Recipe, Step, Task, cosine_lr, initialising
+from trilemma_bench.training._loop import Recipe, Step, Task, cosine_lr, initialising, warm_up
 
 
 class MLPRecipe(Recipe):
@@ -32,6 +32,12 @@ def sizes(*, members: int, batch: int, steps: int, decay: float = 0.998, **chang
     """Settings of a recipe of `steps` steps with `batch` points for each of the members."""
     common = {"batch": members * batch, "duration_kimg": members * batch * steps / 1000, "flips": False}
     return {**common, "ema": EmaSpec(decay=decay), **changes}
+
+
+def warmed_cosine_lr(recipe: Any, step: Step) -> float:
+    """The learning rate of a recipe with `lr` and `warmup_steps`: it rises, and falls on a cosine to 1 %."""
+    fallen = cosine_lr(recipe.lr, recipe.lr / 100, step.images_seen, recipe.duration_kimg)
+    return warm_up(step, recipe.warmup_steps) * fallen
 
 
 class MLPTask(Task):
@@ -80,9 +86,7 @@ class MLPTask(Task):
         return {"loss": loss.detach()}
 
     def rates(self, step: Step) -> dict[str, float]:
-        recipe = self.recipe
-        warm = min(1.0, (step.number + 1) / max(recipe.warmup_steps, 1))
-        return {"net": warm * cosine_lr(recipe.lr, recipe.lr / 100, step.images_seen, recipe.duration_kimg)}
+        return {"net": warmed_cosine_lr(self.recipe, step)}
 
     @torch.no_grad()
     def grid(self, num_images: int) -> Tensor:

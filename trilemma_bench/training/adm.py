@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trilemma_bench.diffusion import Chain, at, ddim_pairs, linear_betas, predict_x0
+from trilemma_bench.diffusion import Chain, at, ddim_preview, linear_betas
 from trilemma_bench.errors import TrainingError
 from trilemma_bench.kinds import TrainerKind
 from trilemma_bench.nets import mlp
-from trilemma_bench.training._loop import Recipe, Step, Task, cosine_lr, initialising
-from trilemma_bench.training._points import sizes
+from trilemma_bench.training._loop import Recipe, Step, Task, initialising
+from trilemma_bench.training._points import sizes, warmed_cosine_lr
 
 
 class ADMRecipe(Recipe):
@@ -90,21 +90,14 @@ class ADMTask(Task):
         return {"loss": simple.detach(), "bound": bound.detach(), "cross_entropy": entropy.detach()}
 
     def rates(self, step: Step) -> dict[str, float]:
-        recipe = self.recipe
-        warm = min(1.0, (step.number + 1) / max(recipe.warmup_steps, 1))
-        lr = warm * cosine_lr(recipe.lr, recipe.lr / 100, step.images_seen, recipe.duration_kimg)
-        return dict.fromkeys(self.networks, lr)
+        return dict.fromkeys(self.networks, warmed_cosine_lr(self.recipe, step))
 
     @torch.no_grad()
     def grid(self, num_images: int) -> Tensor:
-        """By DDIM in 50 quadratic steps."""
+        """By DDIM in 50 steps, whatever the variances."""
+        net = self.averages["denoiser"]
         x = torch.randn(num_images, *self.image_shape, generator=torch.Generator().manual_seed(0)).to(self.device)
-        for t, t_prev in ddim_pairs(len(self.chain), min(50, len(self.chain)), "quadratic"):
-            eps = self.averages["denoiser"](x, torch.full((num_images,), t, device=self.device)).chunk(2, 1)[0]
-            before = float(self.chain.alpha_bar[t_prev]) if t_prev >= 0 else 1.0
-            x0 = predict_x0(x, eps, float(self.chain.alpha_bar[t])).clamp(-1, 1)
-            x = before**0.5 * x0 + (1 - before) ** 0.5 * eps
-        return x
+        return ddim_preview(self.chain, lambda x_t, t: net(x_t, t).chunk(2, 1)[0], x)
 
     @property
     def product(self) -> nn.Module:

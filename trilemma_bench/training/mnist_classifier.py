@@ -18,7 +18,7 @@ from trilemma_bench.errors import DataError
 from trilemma_bench.kinds import TrainerKind
 from trilemma_bench.nets import digit_cnn
 from trilemma_bench.training._ema import EmaSpec
-from trilemma_bench.training._loop import Recipe, Step, Task, cosine_lr, initialising
+from trilemma_bench.training._loop import Recipe, Step, Task, cosine_lr, initialising, warm_up
 
 
 class ClassifierRecipe(Recipe):
@@ -99,7 +99,7 @@ class ClassifierTask(Task):
 
     def rates(self, step: Step) -> dict[str, float]:
         recipe = self.recipe
-        warmth = min(1.0, (step.number + 1) / max(recipe.warmup_steps, 1))
+        warmth = warm_up(step, recipe.warmup_steps)
         return {"classifier": warmth * cosine_lr(recipe.lr, 0.0, step.images_seen, recipe.duration_kimg, epoch=1)}
 
     def grid(self, num_images: int) -> Tensor:
