@@ -32,7 +32,7 @@ from trilemma_bench.samplers._helpers import read_tensors
 from trilemma_bench.training import _checkpoint
 from trilemma_bench.training._ema import EmaSpec, ema_copy, ema_update
 from trilemma_bench.training._loop import WARM_UP_STEPS, Feed, Step, Task, batch_indices, write_weights
-from trilemma_bench.training.ddgan import RECIPES, DDGANTask, cosine_lr, fake_loss, r1_penalty, real_loss
+from trilemma_bench.training.ddgan import RECIPES, DDGANTask, cosine_lr, fake_loss, gradient_penalty, real_loss
 
 NAMES = registry.names("trainer")
 DRAWING = [name for name in NAMES if name in registry.names("sampler")]
@@ -94,7 +94,7 @@ def test_the_ddgan_step_has_the_authors_losses_and_gradients(task: DDGANTask, ca
     draws = drawn(task, case)
     torch.testing.assert_close(draws[0], case["x_t"], atol=2e-6, rtol=0)
     torch.testing.assert_close(draws[1], case["x_tp1"], atol=2e-6, rtol=0)
-    losses = task.discriminator_losses(*draws, r1=True)
+    losses = task.discriminator_losses(*draws, penalised=True)
     for name, oracle in (("real", "errD_real"), ("fake", "errD_fake"), ("r1", "grad_penalty")):
         torch.testing.assert_close(losses[name].detach(), case[oracle], atol=2e-5, rtol=0, msg=name)
     check_gradients(task.networks["D"], torch.stack(list(losses.values())).sum(), case.meta["grad_norms"]["D"])
@@ -116,21 +116,21 @@ def test_the_ddgan_penalty_is_on_the_less_noisy_real_images_alone(task: DDGANTas
     logits = task.networks["D"](x_t, case["t"], case["x_tp1"])
     (gradient,) = torch.autograd.grad(logits.sum(), x_t, retain_graph=True)
     torch.testing.assert_close(gradient, case["grad_real"], atol=2e-5, rtol=1e-5)
-    penalty = r1_penalty(logits, x_t, 0.02)
+    penalty = gradient_penalty(logits, x_t, 0.02)
     torch.testing.assert_close(penalty.detach(), case["grad_penalty"], atol=2e-5, rtol=0)
     torch.testing.assert_close(penalty.detach(), 0.01 * case["grad_real"].square().sum((1, 2, 3)).mean())
 
 
 def test_the_ddgan_penalty_comes_every_interval_and_is_not_scaled(task: DDGANTask, case: OracleCase) -> None:
-    with_r1 = task.discriminator_losses(*drawn(task, case), r1=True)
-    without = task.discriminator_losses(*drawn(task, case), r1=False)
+    with_r1 = task.discriminator_losses(*drawn(task, case), penalised=True)
+    without = task.discriminator_losses(*drawn(task, case), penalised=False)
     assert set(with_r1) - set(without) == {"r1"}
     for name in without:
         torch.testing.assert_close(with_r1[name], without[name])
     seen = []
     tiny = tiny_task("ddgan", r1_interval=3)
     original = tiny.discriminator_losses
-    tiny.discriminator_losses = lambda *a, r1: seen.append(r1) or original(*a, r1=r1)
+    tiny.discriminator_losses = lambda *a, penalised: seen.append(penalised) or original(*a, penalised=penalised)
     images = torch.zeros(BATCH, *tiny.image_shape)
     for number in range(5):
         tiny.step(images, None, Step(number, number * BATCH, torch.Generator()))
@@ -138,7 +138,7 @@ def test_the_ddgan_penalty_comes_every_interval_and_is_not_scaled(task: DDGANTas
 
 
 def test_the_ddgan_step_trains_each_network_by_its_own_loss(task: DDGANTask, case: OracleCase) -> None:
-    losses = task.discriminator_losses(*drawn(task, case), r1=False)
+    losses = task.discriminator_losses(*drawn(task, case), penalised=False)
     torch.stack(list(losses.values())).sum().backward()
     assert all(p.grad is None for p in task.networks["G"].parameters())
     before = {k: v.clone() for k, v in task.networks["D"].state_dict().items()}
@@ -166,6 +166,46 @@ def test_the_denoising_term_falls_to_its_end_and_the_papers_recipe_has_none(end:
     assert extra[2] == pytest.approx(extra[0] * end / 10, rel=0.01)
     assert extra[3] == pytest.approx(extra[2], rel=0.01)
     assert RECIPES["paper"].denoising == 0
+
+
+def test_relativistic_losses_compare_the_two_images_of_one_noisier_image(task: DDGANTask, case: OracleCase) -> None:
+    def logits(x: Tensor) -> Tensor:
+        return task.networks["D"](x, case["t"], case["x_tp1"])
+
+    task.recipe = task.recipe.model_copy(update={"loss": "relativistic"})
+    x_t, x_next, t, z, noise = drawn(task, case)
+    generated = task._generate(x_next, t, z, noise).detach().requires_grad_()
+    margin = logits(x_t) - logits(generated)
+    losses = task.discriminator_losses(x_t, x_next, t, z, noise, penalised=True)
+    assert set(losses) == {"pairs", "r1", "r2"}
+    torch.testing.assert_close(losses["pairs"], -torch.sigmoid(margin).log().mean(), atol=1e-5, rtol=1e-5)
+    (gradient,) = torch.autograd.grad(logits(generated).sum(), generated)
+    expected = task.recipe.r1_gamma / 2 * gradient.square().sum((1, 2, 3)).mean()
+    torch.testing.assert_close(losses["r2"].detach(), expected, atol=2e-5, rtol=1e-5)
+    assert set(task.discriminator_losses(x_t, x_next, t, z, noise, penalised=False)) == {"pairs"}
+    loss_g = task.generator_loss(x_t, x_next, t, z, noise)
+    torch.testing.assert_close(loss_g, -torch.sigmoid(-margin).log().mean(), atol=1e-5, rtol=1e-5)
+    assert RECIPES["paper"].loss == "non_saturating"
+
+
+def test_the_generator_learns_by_regression_first_and_the_critic_not_at_all() -> None:
+    settings = {"regression_kimg": 2 * BATCH / 1000, "lr_regression": 0.01, "lr_g": 0.001}
+    task = tiny_task("ddgan", loss="relativistic", **settings)
+    images = torch.rand(BATCH, *task.image_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    changed = []
+    for number in range(3):
+        before = copy.deepcopy(task.state()["networks"])
+        step = Step(number, number * BATCH, torch.Generator().manual_seed(number))
+        task.set_rates(step)
+        losses = task.step(images, None, step)
+        after = task.state()["networks"]
+        changed.append({k for k in "GD" if any(not torch.equal(before[k][n], after[k][n]) for n in before[k])})
+        if number == 0:
+            assert float(losses["loss_g"]) == pytest.approx(float(images.square().mean()), rel=0.2)
+    assert changed == [{"G"}, {"G"}, {"G", "D"}]
+    rates = [tiny_task("ddgan", **settings).rates(Step(n, n * BATCH, torch.Generator()))["G"] for n in range(3)]
+    assert rates == pytest.approx([0.01 / WARM_UP_STEPS, 0.0055 * 2 / WARM_UP_STEPS, 0.001])
+    assert RECIPES["paper"].regression_kimg == 0
 
 
 def test_the_losses_are_those_of_a_logistic_classifier() -> None:

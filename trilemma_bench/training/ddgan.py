@@ -1,12 +1,12 @@
 """Denoising diffusion GAN training (Xiao, Kreis & Vahdat 2022, arXiv 2112.07804, section 4).
 
 The discriminator tells x_t ~ q(x_t | x_0) from x_t ~ q(x_t | x_{t+1}, G(x_{t+1}, t, z)), both given x_{t+1};
-non-saturating losses, and the R1 penalty on the real, less noisy image alone.
+non-saturating losses, and the R1 penalty on the real, less noisy image alone. A relativistic loss is an option.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from trilemma_bench.kinds import TrainerKind
 from trilemma_bench.nets import mlp, ncsnpp
 from trilemma_bench.nets.pixel_blocks import in_pixel_blocks, inside
 from trilemma_bench.training._ema import EmaSpec
-from trilemma_bench.training._loop import Recipe, Step, Task, cosine_lr, initialising
+from trilemma_bench.training._loop import WARM_UP_STEPS, Recipe, Step, Task, cosine_lr, initialising, warm_up
 
 
 class DDGANRecipe(Recipe):
@@ -26,7 +26,8 @@ class DDGANRecipe(Recipe):
     `denoising` is the weight of the generator's mean squared error against what it predicts (x_0) at the start; it
     falls linearly to `denoising_end` over `denoising_kimg`. The paper has no such term; it saves a short run the time
     in which neither network knows anything (as super-resolution GANs begin by regression, Ledig et al. 2017, arXiv
-    1609.04802).
+    1609.04802). `regression_kimg` goes further: for so long the generator learns by the squared error alone, at a rate
+    that falls from `lr_regression` to `lr_g`, and the critic not at all.
     """
 
     generator: dict[str, Any]
@@ -36,6 +37,10 @@ class DDGANRecipe(Recipe):
     lr_g: float
     lr_d: float
     betas: tuple[float, float] = (0.5, 0.9)
+    loss: Literal["non_saturating", "relativistic"] = "non_saturating"
+    """`relativistic` compares the logits of the real and of the generated x_t of one x_{t+1}, and adds R2, the penalty
+    on the generated image, to R1 (Jolicoeur-Martineau 2018, arXiv 1807.00734; Huang et al. 2024, arXiv 2501.05441): a
+    swing that all logits have in common costs nothing, and no mode may be left out."""
     lr_end: float = 1e-5
     cosine: bool = True
     """Learning rates fall on a cosine to `lr_end` over the duration, once an epoch of 50,000 images."""
@@ -44,6 +49,8 @@ class DDGANRecipe(Recipe):
     denoising: float = 0.0
     denoising_end: float = 0.0
     denoising_kimg: float = 0.0
+    regression_kimg: float = 0.0
+    lr_regression: float = 0.0
 
 
 class PointsRecipe(DDGANRecipe):
@@ -158,8 +165,11 @@ def fake_loss(logits: Tensor) -> Tensor:
     return F.softplus(logits).mean()
 
 
-def r1_penalty(logits: Tensor, images: Tensor, gamma: float) -> Tensor:
-    """gamma / 2 times the mean squared norm of dD/dimages (Mescheder et al. 2018, arXiv 1801.04406)."""
+def gradient_penalty(logits: Tensor, images: Tensor, gamma: float) -> Tensor:
+    """gamma / 2 times the mean squared norm of dD/dimages: R1 on real images, R2 on generated ones.
+
+    Mescheder et al. 2018, arXiv 1801.04406.
+    """
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return gamma / 2 * gradient.square().flatten(1).sum(1).mean()
 
@@ -199,33 +209,57 @@ class DDGANTask(Task):
         self.set_up()
 
     def step(self, images: Tensor, labels: Tensor | None, step: Step) -> dict[str, Tensor]:
-        r1 = self.recipe.r1_gamma > 0 and step.number % self.recipe.r1_interval == 0
-        losses = self.discriminator_losses(*self._draw(images, step), r1=r1)
+        if step.images_seen < 1000 * self.recipe.regression_kimg:
+            return self._regress(images, step)
+        penalised = self.recipe.r1_gamma > 0 and step.number % self.recipe.r1_interval == 0
+        losses = self.discriminator_losses(*self._draw(images, step), penalised=penalised)
         self.update("D", torch.stack(list(losses.values())).sum())
         loss_g = self.generator_loss(*self._draw(images, step), images=images, denoising=self._denoising(step))
         self.update("G", loss_g)
-        return {"loss_d": (losses["real"] + losses["fake"]).detach(), "loss_g": loss_g.detach()}
+        adversarial = [loss.detach() for name, loss in losses.items() if name not in ("r1", "r2")]
+        return {"loss_d": torch.stack(adversarial).sum(), "loss_g": loss_g.detach()}
+
+    def _regress(self, images: Tensor, step: Step) -> dict[str, Tensor]:
+        """One step of the generator by its squared error alone; the critic has no loss yet."""
+        x_t, x_next, t, z, _ = self._draw(images, step)
+        loss = F.mse_loss(self._predict(x_next, t, z), self._target(images, x_t, x_next, t))
+        self.update("G", loss)
+        return {"loss_d": torch.zeros_like(loss.detach()), "loss_g": loss.detach()}
 
     def discriminator_losses(
-        self, x_t: Tensor, x_next: Tensor, t: Tensor, z: Tensor, noise: Tensor, *, r1: bool
+        self, x_t: Tensor, x_next: Tensor, t: Tensor, z: Tensor, noise: Tensor, *, penalised: bool
     ) -> dict[str, Tensor]:
-        """`real`, `fake` and, where `r1`, `r1`: scalars whose sum D descends; G gets no gradient."""
-        losses = {}
-        if r1:
-            # fp32 and not compiled: the penalty differentiates twice.
-            x_t = x_t.detach().requires_grad_(True)
-            logits = self.networks["D"].forward(x_t, t, x_next)
-            losses["r1"] = r1_penalty(logits, x_t, self.recipe.r1_gamma)
-        else:
-            with self.autocast():
-                logits = self.networks["D"](x_t, t, x_next)
-        losses["real"] = real_loss(logits.float())
+        """Scalars whose sum D descends: `real` and `fake`, or `pairs`; `r1` and `r2` too where `penalised`.
+
+        G gets no gradient.
+        """
+        relativistic = self.recipe.loss == "relativistic"
         with torch.no_grad():
             generated = self._generate(x_next, t, z, noise)
+        losses = {}
+        if penalised:
+            real, losses["r1"] = self._penalised(x_t, x_next, t)
+        else:
+            real = self._logits(x_t, x_next, t)
+        if penalised and relativistic:
+            fake, losses["r2"] = self._penalised(generated, x_next, t)
+        else:
+            fake = self._logits(generated, x_next, t)
+        if relativistic:
+            return {**losses, "pairs": real_loss(real - fake)}
+        return {**losses, "real": real_loss(real), "fake": fake_loss(fake)}
+
+    def _logits(self, x_t: Tensor, x_next: Tensor, t: Tensor) -> Tensor:
+        """D's logits, float32 [B, 1]."""
         with self.autocast():
-            logits = self.networks["D"](generated, t, x_next)
-        losses["fake"] = fake_loss(logits.float())
-        return losses
+            logits: Tensor = self.networks["D"](x_t, t, x_next)
+        return logits.float()
+
+    def _penalised(self, x_t: Tensor, x_next: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """D's logits of `x_t`, and the penalty on their gradient; fp32 and not compiled, as it differentiates twice."""
+        x_t = x_t.detach().requires_grad_(True)
+        logits = self.networks["D"].forward(x_t, t, x_next)
+        return logits, gradient_penalty(logits, x_t, self.recipe.r1_gamma)
 
     def generator_loss(
         self,
@@ -238,12 +272,17 @@ class DDGANTask(Task):
         images: Tensor | None = None,
         denoising: float = 0.0,
     ) -> Tensor:
-        """The scalar that G descends; `x_t`, drawn with x_{t+1}, and `images` are used with `denoising` alone."""
+        """The scalar that G descends.
+
+        `x_t`, drawn with x_{t+1}, serves the relativistic loss and `denoising`; `images` the latter alone.
+        """
         output = self._predict(x_next, t, z)
-        with self.autocast():
-            generated = self.chain.previous(output, x_next, t, noise, predict=self.predict)
-            logits = self.networks["D"](generated, t, x_next)
-        loss = real_loss(logits.float())
+        logits = self._logits(self.chain.previous(output, x_next, t, noise, predict=self.predict), x_next, t)
+        if self.recipe.loss == "relativistic":
+            with torch.no_grad():
+                real = self._logits(x_t, x_next, t)
+            logits = logits - real
+        loss = real_loss(logits)
         if images is None or denoising == 0:
             return loss
         return loss + denoising * F.mse_loss(output, self._target(images, x_t, x_next, t))
@@ -286,6 +325,10 @@ class DDGANTask(Task):
 
     def rates(self, step: Step) -> dict[str, float]:
         recipe, rates = self.recipe, {"G": self.recipe.lr_g, "D": self.recipe.lr_d}
+        if step.images_seen < 1000 * recipe.regression_kimg:
+            left = 1 - step.images_seen / (1000 * recipe.regression_kimg)
+            rate = recipe.lr_g + (recipe.lr_regression - recipe.lr_g) * left
+            return {**rates, "G": warm_up(step, WARM_UP_STEPS) * rate}
         if not recipe.cosine:
             return rates
         return {k: cosine_lr(v, recipe.lr_end, step.images_seen, recipe.duration_kimg) for k, v in rates.items()}
