@@ -329,9 +329,12 @@ class Discriminator(_Network):
         h = self.start_conv(torch.cat([x, x_t], dim=1))
         for number in range(1, len(self.config.widths) + 1):
             h = self.get_submodule(f"conv{number}")(h, temb)
-        h = torch.cat([h, _minibatch_deviation(h, self.GROUP)], dim=1)
-        h = F.leaky_relu(self.final_conv(h), 0.2)
-        return self.end_linear(h.sum(dim=(2, 3)))
+        # In half precision the logits of a real and of a generated image were often one number; as in StyleGAN2-ADA.
+        with torch.autocast(h.device.type, enabled=False):
+            h = h.to(x.dtype)
+            h = torch.cat([h, _minibatch_deviation(h, self.GROUP)], dim=1)
+            h = F.leaky_relu(self.final_conv(h), 0.2)
+            return self.end_linear(h.sum(dim=(2, 3)))
 
 
 def _minibatch_deviation(h: Tensor, group: int) -> Tensor:
