@@ -14,6 +14,7 @@ from ranking_cases import FD, PRECISION, RECALL, record, score, scored, speed
 from trilemma_bench import gate_text
 from trilemma_bench.errors import StoreError
 from trilemma_bench.gate import (
+    ALPHA,
     Expectation,
     ExpectedImages,
     ExpectedSpeed,
@@ -66,8 +67,8 @@ def with_images(found: Expectation) -> Expectation:
     return found.model_copy(update={"images": images})
 
 
-def with_speed(found: Expectation, ratios: list[float]) -> Expectation:
-    timed = ExpectedSpeed(load="conv-v1", num_images=10, ratios=tuple(ratios), hardware=HARDWARE)
+def with_speed(found: Expectation, ratios: list[float], **more: Any) -> Expectation:
+    timed = ExpectedSpeed(load="conv-v2", num_images=10, ratios=tuple(ratios), hardware=HARDWARE, **more)
     return found.model_copy(update={"speed": timed})
 
 
@@ -86,16 +87,19 @@ def drawn(rng: np.random.Generator, size: int) -> dict[ScoreKind, np.ndarray]:
 
 
 def test_two_hundred_gates_of_three_models_without_drift_raise_at_most_four_alarms() -> None:
-    """Expectations and runs come from one distribution; each gate has nine scores and three speeds."""
+    """Expectations and runs come from one distribution; each gate has nine scores and three speeds.
+
+    The smallest speed that matters is so small that significance alone decides.
+    """
     rng = np.random.default_rng(2)
     alarms = 0
     for _ in range(200):
         pairs = []
         for model in ("a", "b", "c"):
             wanted = expectation({kind: list(v) for kind, v in drawn(rng, 6).items()}, model=model)
-            wanted = with_speed(wanted, list(np.exp(rng.normal(0.7, 0.1, 6))))
+            wanted = with_speed(wanted, list(np.exp(rng.normal(0.7, 0.03, 10))), min_factor=1.001)
             now = measured(99, {kind: float(v[0]) for kind, v in drawn(rng, 1).items()}, model=model)
-            ratio = float(np.exp(rng.normal(0.7, 0.1)))
+            ratio = float(np.exp(rng.normal(0.7, 0.03)))
             pairs.append((wanted, Observation(records=(now,), speed=(ratio, HARDWARE))))
         verdict = judge(pairs)
         assert sum(check.p is not None for check in verdict.checks) == 12
@@ -180,6 +184,17 @@ def test_images_drift_beyond_the_tolerance_of_the_sampler(largest: int, differin
     assert states(wanted, observed)["images"] == ("samples", state)
 
 
+def test_points_that_moved_are_no_grey_levels() -> None:
+    images = ExpectedImages(file="x.npz", sha256="0", seeds=(0, 1), tolerance=(0.001, 1.0))
+    wanted = expectation(STEADY).model_copy(update={"images": images})
+    protocol = wanted.spec.protocol.model_copy(update={"image_shape": (2,)})
+    wanted = wanted.model_copy(update={"spec": wanted.spec.model_copy(update={"protocol": protocol})})
+    moved = ImageDifference(count=2, largest=0.5, differing=1.0, mean=0.25, worst_seed=1)
+    observed = Observation(records=(measured(0, {FD: 40.0, RECALL: 0.4}),), images=moved)
+    (check,) = [check for check in judge([(wanted, observed)]).checks if check.what == "images"]
+    assert check.state == "drift" and "2 points" in check.message and "levels" not in str(check)
+
+
 def test_moved_images_say_where_the_weights_are_others() -> None:
     wanted = with_images(expectation(STEADY, weights_digest="w1"))
     images = ImageDifference(count=2, largest=200, differing=0.9, mean=20, worst_seed=1)
@@ -235,6 +250,27 @@ def test_speed_is_a_ratio_with_a_smallest_factor_that_matters(factor: float, sta
     wanted = with_speed(expectation(STEADY), [2.0, 2.04, 1.97, 2.02, 1.99, 2.01])
     now = Observation(records=(measured(99, {FD: 40, RECALL: 0.4}),), speed=(2.0 * factor, HARDWARE))
     assert states(wanted, now)["time of 10 images / reference load"] == ("speed", state)
+
+
+def test_half_as_slow_again_is_seen_among_the_scores_of_many_models() -> None:
+    """The spread of times is as wide as may be; corrected with all those scores, 1.5 would not be significant."""
+    logs = 0.05 * np.array([-1.6, -1, -0.7, -0.4, -0.1, 0.1, 0.4, 0.7, 1, 1.6])
+    slow = with_speed(expectation(STEADY), list(2 * np.exp(logs)))
+    well = Observation(records=(measured(99, {FD: 40, RECALL: 0.4}),))
+    others = [(expectation(STEADY, model=f"m{index}"), well) for index in range(60)]
+    verdict = judge([(slow, replace(well, speed=(3.0, HARDWARE))), *others])
+    assert verdict.stages == ("speed",)
+    (check,) = [check for check in verdict.checks if check.stage == "speed"]
+    assert check.p is not None and check.p * 123 > ALPHA / 2
+
+
+@pytest.mark.parametrize(("spread", "state"), [(0.03, "drift"), (0.2, "not judged")])
+def test_times_that_spread_too_far_to_tell_are_said_and_not_judged(spread: float, state: str) -> None:
+    ratios = list(2 * np.exp(spread * np.array([-1.5, -1, -0.5, 0, 0.1, 0.4, 0.8, 1.2, 1.5, -0.9])))
+    now = Observation(records=(measured(99, {FD: 40, RECALL: 0.4}),), speed=(3.1, HARDWARE))
+    verdict = judge([(with_speed(expectation(STEADY), ratios), now)])
+    (check,) = [check for check in verdict.checks if check.stage == "speed"]
+    assert check.state == state and ("quieter machine" in check.message) == (state == "not judged")
 
 
 def test_speed_of_another_machine_is_shown_and_not_judged() -> None:

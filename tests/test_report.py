@@ -339,3 +339,8 @@ def test_browser_fits_a_phone_and_has_a_dark_theme(opened: Any, tmp_path: Path) 
     assert opened.evaluate("getComputedStyle(document.body).backgroundColor") != light
     opened.set_viewport_size({"width": 375, "height": 800})
     assert opened.evaluate("document.documentElement.scrollWidth") <= 375
+    # Numbers stay on their line: beside the bars they once stood a letter a line.
+    heights = opened.locator(".coverage tbody tr").evaluate_all(
+        "rows => rows.filter(row => row.dataset.name.length < 20).map(row => row.clientHeight)"
+    )
+    assert len(heights) > 3 and max(heights) < 80

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -321,6 +325,52 @@ class Loads:
         for _ in range(round(len(seeds) * self._each)):
             self._work()
         return torch.zeros(len(seeds), *SHAPE, dtype=torch.uint8)
+
+
+class Machine:
+    """A clock and a scheduler that the works below move: (seconds of a work, seconds that others take meanwhile)."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, waits: Iterator[float]) -> None:
+        self.now, self.waited, self.waits = 0.0, 0.0, waits
+        patch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: self.now))
+        patch.setattr(speed, "_seconds_waited", lambda: self.waited)
+        patch.setattr(speed, "reference_load", lambda device: lambda: self.work(0.5))
+
+    def work(self, seconds: float) -> None:
+        wait = next(self.waits)
+        self.now += seconds + wait
+        self.waited += wait
+
+
+class Timed:
+    """A sampler of so many seconds a call, in turn."""
+
+    name = "timed"
+    image_shape = SHAPE
+
+    def __init__(self, clock: Machine, seconds: Iterator[float]) -> None:
+        self._clock, self._seconds, self.calls = clock, seconds, 0
+
+    def sample(self, seeds: Tensor) -> Tensor:
+        self.calls += 1
+        self._clock.work(next(self._seconds))
+        return torch.zeros(len(seeds), *SHAPE, dtype=torch.uint8)
+
+
+def test_time_that_others_took_of_the_processor_is_in_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch, itertools.cycle([0.0, 3.0, 0.0, 0.7]))
+    assert ratio_to_reference_load(Timed(machine, itertools.repeat(1.0)), 2, repeats=3) == pytest.approx(2)
+    waited = Path("/proc/thread-self/schedstat")
+    assert waited == speed._WAITED and (not waited.exists() or int(waited.read_text().split()[1]) >= 0)
+
+
+def test_a_doubtful_ratio_is_timed_on_and_taken_over_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three calls to know how long it takes, a disturbed first round of three pairs, quiet ones after it."""
+    for seconds, expected, calls in (([1] * 3 + [2] * 3, 2, 3 + 9), ([1.5] * 3 + [1.5] * 3, 3, 3 + 15)):
+        machine = Machine(monkeypatch, itertools.repeat(0.0))
+        sampler = Timed(machine, itertools.chain(seconds, itertools.repeat(seconds[0])))
+        ratio = ratio_to_reference_load(sampler, 2, repeats=3, enough=lambda ratio: ratio < 2.5)
+        assert (ratio, sampler.calls) == (pytest.approx(expected), calls)
 
 
 def test_a_sampler_of_three_loads_has_the_ratio_three() -> None:

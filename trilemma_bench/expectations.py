@@ -31,18 +31,16 @@ from trilemma_bench.gate import (
     Observation,
     expected_score,
 )
-from trilemma_bench.gate_images import compare, expected_images
-from trilemma_bench.images import write_npz
-from trilemma_bench.models import OpenModel, open_model
-from trilemma_bench.record import ResultRecord, file_name
+from trilemma_bench.gate_images import compare, expected_images, write_images
+from trilemma_bench.kinds import Array, Sampler
+from trilemma_bench.models import OpenModel, of_each_train_seed, open_model
+from trilemma_bench.record import Hardware, ResultRecord, file_name
 from trilemma_bench.run import Settings, evaluate_spec, find_data, find_protocol, own_cache, run_spec
 from trilemma_bench.spec import RunSpec, SamplerSpec
 from trilemma_bench.store import image_seeds, sha256, write_atomic
 
-TIMED_SECONDS = 0.5
-"""About how long the timed batch of a gate takes."""
-
-UInt8 = npt.NDArray[np.uint8]
+TIMED_SECONDS = 0.1
+"""About how long the timed batch of a gate takes: of short pairs of times there can be many."""
 
 
 # --- making -----------------------------------------------------------------------------------------------
@@ -90,14 +88,14 @@ def make_expectation(
         found = find_protocol(protocol, data, num_samples=num_samples)
         spec = run_spec(sampler, found, **run)
         model = open_model(spec)
-        images = draw(model, num_images)
-        _check_repeatable(model, images)
+        images, seeds = draw(spec, model, num_images)
+        _check_repeatable(spec, model, images)
         made = Expectation(
             model=_label(spec, model), dataset=dataset, protocol=protocol, num_samples=num_samples, spec=spec,
             samples_key=model.samples_key, weights_digest=model.weights.digest if model.weights else None,
             images=ExpectedImages(
                 file=f"{_stem(_label(spec, model), found.name)}.npz", sha256=sha256(images),
-                seeds=tuple(int(seed) for seed in image_seeds(0, 0, num_images)), tolerance=model.tolerance,
+                seeds=tuple(int(seed) for seed in seeds), tolerance=model.tolerance,
             ),
             package_version=trilemma_bench.__version__, command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -105,7 +103,7 @@ def make_expectation(
         if not images_only:
             made = made.model_copy(update=_measured(spec, model, fresh, dataset, num_seeds, min_speed_factor))
     assert made.images is not None
-    write_npz(images, out / made.images.file)
+    write_images(images, out / made.images.file)
     path = out / f"{_stem(made.model, found.name)}{SUFFIX}"
     # Read back what is written: an expectation that cannot be read would be found by the next gate alone.
     write_atomic(path, Expectation.model_validate(made.model_dump()).dumps().encode())
@@ -120,14 +118,15 @@ def _stem(model: str, protocol: str) -> str:
     return file_name(f"{model}.{protocol}")
 
 
-def _check_repeatable(model: OpenModel, images: UInt8) -> None:
+def _check_repeatable(spec: RunSpec, model: OpenModel, images: Array) -> None:
     """Raise where one image, drawn alone, is not the one that it was among others."""
-    again = draw(model, 1, micro_batch=1)
-    difference = compare(again, images[:1], image_seeds(0, 0, 1))
+    again, seeds = draw(spec, model, 1, micro_batch=1)
+    difference = compare(again[:1], images[:1], seeds[:1])
     if difference.largest > model.tolerance[0] or difference.differing > model.tolerance[1]:
         raise UsageError(
-            f"{model.sampler.name}: image 0 drawn alone differs by up to {difference.largest} grey levels from itself "
-            "drawn among others. A gate needs images that depend on their seed alone; key the noise by the seed."
+            f"{model.sampler.name}: image 0 drawn alone differs by up to {difference.largest:g} from itself drawn "
+            "among others. A gate needs images that depend on their seed alone: key the noise by the seed. Where only "
+            "last bits differ, give the sampler a `tolerance`, such as (2, 0.002)."
         )
 
 
@@ -161,7 +160,7 @@ def _measured(
         "scores": tuple(_expected_scores(records, rounded)),
         "speed": ExpectedSpeed(
             load=speed.REFERENCE_LOAD, num_images=count, ratios=tuple(ratios), min_factor=min_speed_factor,
-            hardware=first.hardware,
+            hardware=machine(spec),
         ),
         "reference_digests": first.provenance.reference_digests,
         "extractor_identities": first.provenance.extractor_identities,
@@ -180,12 +179,23 @@ def _expected_scores(records: Sequence[ResultRecord], rounded: ResultRecord | No
         yield expected_score(found, rounding=abs(other - item.score.value))
 
 
+def machine(spec: RunSpec) -> Hardware:
+    """This machine, as far as it moves a ratio: beside a processor's name the instructions that torch uses of it.
+
+    Virtual machines give many processors one name; AVX2 for AVX-512 slows a sampler otherwise than the load.
+    """
+    found = speed.hardware(spec.device, spec.dtype)
+    if torch.device(spec.device).type != "cpu":
+        return found
+    return found.model_copy(update={"model": f"{found.model}, {torch.backends.cpu.get_cpu_capability()}"})
+
+
 def timed_count(model: OpenModel, most: int) -> int:
-    """Images that take about `TIMED_SECONDS`, 10 to `most`."""
+    """Images that take about `TIMED_SECONDS`, 4 to `most`."""
     sampler = model.remake(10)
     speed.time_once(sampler, 10, seed=2**19)
-    each = speed.time_once(sampler, 10, seed=2**19) / 10
-    return max(10, min(most, round(TIMED_SECONDS / each)))
+    each = min(speed.time_once(sampler, 10, seed=2**19) for _ in range(3)) / 10
+    return max(4, min(most, round(TIMED_SECONDS / each)))
 
 
 # --- observing --------------------------------------------------------------------------------------------
@@ -224,8 +234,9 @@ def _observe(expectation: Expectation, path: Path, settings: Settings) -> Observ
     model = open_model(spec)
     images = None
     if expectation.images is not None:
-        kept = expected_images(expectation.images, path)
-        images = compare(draw(model, len(kept)), kept, np.array(expectation.images.seeds))
+        kept = expected_images(expectation, path)
+        drawn, seeds = draw(spec, model, len(set(expectation.images.seeds)))
+        images = compare(drawn, kept, seeds)
     records = (evaluate_spec(spec, data, settings, model=model),) if expectation.scores else ()
     ratio = None
     if expectation.speed is not None:
@@ -235,15 +246,26 @@ def _observe(expectation: Expectation, path: Path, settings: Settings) -> Observ
                 f"{speed.REFERENCE_LOAD}. Make it again with `trilemma-bench expect make`."
             )
         count = expectation.speed.num_images
-        found = speed.ratio_to_reference_load(model.remake(count), count)
-        ratio = (found, speed.hardware(spec.device, spec.dtype))
+        found = speed.ratio_to_reference_load(model.remake(count), count, enough=expectation.speed.is_usual)
+        ratio = (found, machine(spec))
     digest = model.weights.digest if model.weights is not None else None
     return Observation(records=records, images=images, speed=ratio, weights_digest=digest)
 
 
-def draw(model: OpenModel, count: int, *, micro_batch: int | None = None) -> UInt8:
-    """Images 0..count-1 of run 0, uint8 [count, C, H, W]."""
+def draw(
+    spec: RunSpec, model: OpenModel, count: int, *, micro_batch: int | None = None
+) -> tuple[Array, npt.NDArray[np.int64]]:
+    """Images or points 0..count-1 of run 0, and their seeds, int64 [N]: uint8 [N, C, H, W] or float64 [N, D].
+
+    N is `count`; where the networks of several training seeds are measured together, each draws so many, in turn.
+    """
+    seeds = image_seeds(0, 0, count)
+    models = [open_model(one) for one in of_each_train_seed(spec, model)]
     # A padded batch of slow steps would cost as much as a full one.
-    sampler = model.remake(micro_batch or min(count, model.micro_batch))
-    images: Any = sampler.sample(torch.from_numpy(image_seeds(0, 0, count)))
-    return np.ascontiguousarray(images.detach().cpu().numpy() if isinstance(images, torch.Tensor) else images)
+    samplers = [each.remake(micro_batch or min(count, each.micro_batch)) for each in models or [model]]
+    return np.concatenate([_drawn(sampler, seeds) for sampler in samplers]), np.tile(seeds, len(samplers))
+
+
+def _drawn(sampler: Sampler, seeds: npt.NDArray[np.int64]) -> Array:
+    found: Any = sampler.sample(torch.from_numpy(seeds))
+    return np.ascontiguousarray(found.detach().cpu().numpy() if isinstance(found, torch.Tensor) else found)

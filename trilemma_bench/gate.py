@@ -1,7 +1,7 @@
 """Records against expectations: has anything moved, and at which stage? Pure; imports no torch.
 
 An expectation is what a sampler gave under a protocol when all was well: its scores under at least five seeds, a few
-dozen of its images, and its time as a multiple of a fixed load's. A later observation is held against it:
+dozen of its images (or points), and its time as a multiple of a fixed load's. A later observation is held against it:
 
 - **samples**: the same images are drawn again. More than the sampler's tolerance apart is a drift of its own, as is
   another count of network evaluations. It sees what scores cannot: 1 % of noise on the weights, 49 steps for 50.
@@ -12,8 +12,9 @@ dozen of its images, and its time as a multiple of a fixed load's. A later obser
 
 A score or a speed drifts where the difference is significant AND larger than the smallest effect that matters; both
 thresholds stand in the file, and better is a drift as well as worse. Significance is Student's t against the expected
-spread (or the scores' own standard error where that is larger), corrected after Holm over all tests of a gate, so that
-a gate where nothing moved raises an alarm with a chance of at most `alpha`.
+spread (or the scores' own standard error where that is larger), corrected after Holm over all scores of a gate and over
+all its speeds, at half of `alpha` each, so that a gate where nothing moved raises an alarm with a chance of at most
+`alpha`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from trilemma_bench import stats
+from trilemma_bench.kinds import is_points
 from trilemma_bench.record import Hardware, ResultRecord, Score, ScoredMetric, ScoreKind, read_versioned
 from trilemma_bench.spec import Frozen, RunSpec
 
@@ -35,6 +37,8 @@ SUFFIX = ".expected.json"
 MIN_SEEDS = 5
 ALPHA = 0.005
 MIN_SPEED_FACTOR = 1.25
+MUST_SEE, SPEEDS = 1.5, 10
+"""Where expected times spread so far that this factor would be no drift beside nine other models, none is judged."""
 ROUNDINGS = 4.0
 """Scores of the same images differ by last bits; so many times what other micro-batches made of them is more."""
 
@@ -72,14 +76,14 @@ class ExpectedScore(Frozen):
 
 
 class ExpectedImages(Frozen):
-    """Images that lie beside the expectation as uint8 npz, in the order of their seeds."""
+    """Images, or points, that lie beside the expectation as npz, in the order of their seeds."""
 
     file: str
     sha256: str
     """Over type, shape and values of the array."""
     seeds: tuple[int, ...] = Field(min_length=1)
-    tolerance: tuple[int, float]
-    """Largest difference in grey levels, and the fraction of values that may differ at all."""
+    tolerance: tuple[float, float]
+    """Largest difference, in grey levels or of a coordinate, and the fraction of values that may differ at all."""
 
 
 class ExpectedSpeed(Frozen):
@@ -90,6 +94,15 @@ class ExpectedSpeed(Frozen):
     ratios: tuple[float, ...] = Field(min_length=MIN_SEEDS)
     min_factor: float = Field(default=MIN_SPEED_FACTOR, gt=1)
     hardware: Hardware
+
+    @property
+    def usual(self) -> float:
+        """Geometric mean of the ratios."""
+        return math.exp(math.fsum(math.log(ratio) for ratio in self.ratios) / len(self.ratios))
+
+    def is_usual(self, ratio: float) -> bool:
+        """Whether a ratio lies within the smallest factor that matters."""
+        return abs(math.log(ratio / self.usual)) <= math.log(self.min_factor)
 
 
 class Expectation(Frozen):
@@ -176,15 +189,15 @@ class ImageDifference:
     """How far images lie from those of the same seeds in an expectation.
 
     Attributes:
-        count: Images that were compared.
-        largest: Largest difference of a value, in grey levels.
+        count: Images, or points, that were compared.
+        largest: Largest difference of a value, in grey levels or of a coordinate.
         differing: Fraction of values that differ at all.
-        mean: Mean absolute difference, in grey levels.
+        mean: Mean absolute difference, in the same unit.
         worst_seed: The seed of the image that is farthest from its expectation.
     """
 
     count: int
-    largest: int
+    largest: float
     differing: float
     mean: float
     worst_seed: int
@@ -248,16 +261,22 @@ class Verdict:
 
 
 def judge(pairs: Sequence[tuple[Expectation, Observation]]) -> Verdict:
-    """Hold each observation against its expectation; significance is corrected over all of them together."""
+    """Hold each observation against its expectation; significance is corrected over all of them together.
+
+    Scores are corrected apart from speeds, at half of `alpha` each: a dozen scores a model would hide a model that is
+    half as slow again.
+    """
     checks = [check for expectation, observed in pairs for check in _checks(expectation, observed)]
+    alpha = min((expectation.alpha for expectation, _ in pairs), default=ALPHA) / 2
     tests = [index for index, check in enumerate(checks) if check.p is not None]
-    alpha = min((expectation.alpha for expectation, _ in pairs), default=ALPHA)
-    corrected = stats.holm([checks[index].p or 0.0 for index in tests])
-    for index, p in zip(tests, corrected, strict=True):
-        check = checks[index]
-        if check.beyond:
-            text = f"{check.message}; {'' if p <= alpha else 'not '}significant (corrected p {p:.2g})"
-            checks[index] = replace(check, state="drift" if p <= alpha else check.state, message=text)
+    for of_speed in (False, True):
+        family = [index for index in tests if (checks[index].stage == "speed") == of_speed]
+        corrected = stats.holm([checks[index].p or 0.0 for index in family])
+        for index, p in zip(family, corrected, strict=True):
+            check = checks[index]
+            if check.beyond:
+                text = f"{check.message}; {'' if p <= alpha else 'not '}significant (corrected p {p:.2g})"
+                checks[index] = replace(check, state="drift" if p <= alpha else check.state, message=text)
     return Verdict(tuple(checks))
 
 
@@ -306,16 +325,18 @@ def _image_check(expectation: Expectation, observed: Observation) -> Check:
         return _check(expectation, "samples", "images", "ok" if equal else "not judged", text)
     largest, differing = expectation.images.tolerance
     moved = found.largest > largest or found.differing > differing
-    text = f"{found.count} images at fixed seeds"
+    points = is_points(expectation.spec.protocol.image_shape)
+    levels = "" if points else " levels"
+    text = f"{found.count} {'points' if points else 'images'} at fixed seeds"
     if moved:
-        text += f" moved by {found.mean:.3g} grey levels on average, seed {found.worst_seed} the most"
+        text += f" moved by {found.mean:.3g}{levels and ' grey'}{levels} on average, seed {found.worst_seed} the most"
         text += _why(expectation, observed)
     else:
         text += " are the expected ones within the sampler's tolerance"
     return _check(
         expectation, "samples", "images", "drift" if moved else "ok", text,
-        expected=f"at most {largest} levels in {differing:.2%} of values",
-        found=f"up to {found.largest} levels in {found.differing:.2%}",
+        expected=f"at most {largest:g}{levels} in {differing:.2%} of values",
+        found=f"up to {found.largest:.3g}{levels} in {found.differing:.2%}",
     )  # fmt: skip
 
 
@@ -434,7 +455,7 @@ def _speed_checks(expectation: Expectation, observed: Observation) -> list[Check
     wanted = expectation.speed
     if wanted is None:
         return []
-    usual = math.exp(math.fsum(math.log(ratio) for ratio in wanted.ratios) / len(wanted.ratios))
+    usual = wanted.usual
     what = f"time of {wanted.num_images} images / reference load"
     if observed.speed is None:
         text = "records alone hold no reference load"
@@ -444,10 +465,16 @@ def _speed_checks(expectation: Expectation, observed: Observation) -> list[Check
         text = f"the expectation is of another machine ({wanted.hardware.model}, {wanted.hardware.threads} threads)"
         return [_check(expectation, "speed", what, "not judged", text, expected=f"{usual:.3g}", found=f"{ratio:.3g}")]
     logs = [math.log(each) for each in wanted.ratios]
+    if stats.new_draws_p_value(logs, [math.log(usual * MUST_SEE)]) > expectation.alpha / 2 / SPEEDS:
+        text = (
+            f"the expected times lie from {min(wanted.ratios):.3g} to {max(wanted.ratios):.3g}, too far apart to tell "
+            f"{MUST_SEE:g} times slower; make the expectation again on a quieter machine"
+        )
+        return [_check(expectation, "speed", what, "not judged", text, expected=f"{usual:.3g}", found=f"{ratio:.3g}")]
     factor = ratio / usual
     text = f"{factor:.2f} times the expected time; up to {wanted.min_factor:g} does not matter"
     p = stats.new_draws_p_value(logs, [math.log(ratio)])
-    beyond = abs(math.log(factor)) > math.log(wanted.min_factor)
+    beyond = not wanted.is_usual(ratio)
     more = {"expected": f"{usual:.3g}", "found": f"{ratio:.3g}", "p": p, "beyond": beyond}
     return [_check(expectation, "speed", what, "ok", text, **more)]
 

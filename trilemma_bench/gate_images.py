@@ -1,7 +1,8 @@
-"""The images of expectations: read, found again among kept samples, and compared. Imports no torch."""
+"""The images, or points, of expectations: written, read, found again among kept samples, compared. Imports no torch."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,16 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from trilemma_bench.errors import DataError, StoreError, UsageError
-from trilemma_bench.gate import Expectation, ExpectedImages, ImageDifference
-from trilemma_bench.images import open_images
+from trilemma_bench.gate import Expectation, ImageDifference
+from trilemma_bench.images import open_images, write_npz
+from trilemma_bench.kinds import Array, is_points
+from trilemma_bench.points import open_points
 from trilemma_bench.record import ResultRecord
-from trilemma_bench.store import image_seeds, kept_images, sha256
-
-UInt8 = npt.NDArray[np.uint8]
+from trilemma_bench.store import image_seeds, kept_images, sha256, write_atomic
 
 
-def compare(found: UInt8, expected: UInt8, seeds: npt.NDArray[np.int64]) -> ImageDifference:
-    """The difference of two sets of images, uint8 [N, C, H, W] each, with their seeds, int64 [N].
+def compare(found: Array, expected: Array, seeds: npt.NDArray[np.int64]) -> ImageDifference:
+    """The difference of two sets of images, uint8 [N, C, H, W], or of points, float64 [N, D], with their seeds.
 
     Raises:
         UsageError: The shapes differ.
@@ -28,23 +29,35 @@ def compare(found: UInt8, expected: UInt8, seeds: npt.NDArray[np.int64]) -> Imag
             f"the model makes images {found.dtype} {list(found.shape)}; the expectation holds {expected.dtype} "
             f"{list(expected.shape)}. Make it again with `trilemma-bench expect make`."
         )
-    distance = np.abs(found.astype(np.int16) - expected)
+    distance = np.abs(found.astype(np.float64) - expected)
     of_each = distance.reshape(len(distance), -1).mean(1)
     return ImageDifference(
-        count=len(found), largest=int(distance.max()), differing=float((distance > 0).mean()),
+        count=len(found), largest=float(distance.max()), differing=float((distance > 0).mean()),
         mean=float(distance.mean()), worst_seed=int(seeds[int(of_each.argmax())]),
     )  # fmt: skip
 
 
-def expected_images(wanted: ExpectedImages, path: Path) -> UInt8:
-    """The images that lie beside the expectation at `path`, uint8 [N, C, H, W].
+def write_images(items: Array, path: Path) -> None:
+    """Write images, uint8 [N, C, H, W], or points, float64 [N, D], as npz."""
+    if not is_points(items.shape[1:]):
+        write_npz(items, path)
+        return
+    stream = io.BytesIO()
+    np.savez_compressed(stream, points=items)
+    write_atomic(path, stream.getvalue())
+
+
+def expected_images(expectation: Expectation, path: Path) -> Array:
+    """What lies beside the expectation at `path`: images, uint8 [N, C, H, W], or points, float64 [N, D].
 
     Raises:
         StoreError: They cannot be read, or are not the ones that it names.
     """
+    wanted = expectation.images
+    assert wanted is not None
     file = path.parent / Path(wanted.file).name
     try:
-        images = open_images(file)
+        images = open_points(file) if is_points(expectation.spec.protocol.image_shape) else open_images(file)
         found = images.read(0, len(images))
     except DataError as error:
         raise StoreError(f"{file}: the images of {path.name} cannot be read: {error}") from error
@@ -72,7 +85,7 @@ def of_records(
     """
     if expectation.images is None:
         return None
-    expected = expected_images(expectation.images, path)
+    expected = expected_images(expectation, path)
     for key in dict.fromkeys(record.samples_key for record in records if record.spec.seed == 0):
         found = kept_images(key, 0, len(expected), cache / "samples" / key[:2])
         if found is not None:

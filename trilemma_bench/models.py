@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import math
 import os
 import re
 import sys
@@ -30,7 +31,7 @@ from pydantic import ValidationError
 from trilemma_bench import registry
 from trilemma_bench.cards import cards_of, find_card, load_card
 from trilemma_bench.errors import UsageError, WeightsError, unknown_name
-from trilemma_bench.kinds import Dataset, Sampler, SamplerKind, Shape, Weights, is_points
+from trilemma_bench.kinds import POINTS_TOLERANCE, Dataset, Sampler, SamplerKind, Shape, Weights, is_points
 from trilemma_bench.nets import mlp
 from trilemma_bench.samplers._helpers import make_weights, untrained, weights_digest
 from trilemma_bench.spec import RunSpec, SamplerSpec, digest
@@ -144,7 +145,7 @@ class OpenModel:
         samples_key: Digest of weights, options, precision, device type and micro-batch.
         weights: None for an external sampler.
         shipped: Folder of shards that come with the baseline, or None.
-        tolerance: See `SamplerKind`.
+        tolerance: See `SamplerKind`; that of points is `POINTS_TOLERANCE`.
         remake: remake(micro_batch) -> the same sampler with another micro-batch.
         trusted: Whether the key names all that fixes the images; else cached images are spot-checked each time.
         train_seeds: Where the weights hold networks that were trained alike from several seeds and none was chosen,
@@ -157,7 +158,7 @@ class OpenModel:
     samples_key: str
     weights: Weights | None
     shipped: Path | None
-    tolerance: tuple[int, float]
+    tolerance: tuple[float, float]
     remake: Callable[[int], Sampler]
     micro_batch: int
     load_seconds: float
@@ -206,13 +207,20 @@ def open_model(spec: RunSpec) -> OpenModel:
         samples_key=key,
         weights=weights,
         shipped=shipped,
-        tolerance=kind.tolerance,
+        tolerance=POINTS_TOLERANCE if is_points(sampler.image_shape) else kind.tolerance,
         remake=make,
         micro_batch=sampler.micro_batch,
         load_seconds=time.perf_counter() - start,
         trusted=True,
         train_seeds=tuple(range(members)) if several else (),
     )
+
+
+def of_each_train_seed(spec: RunSpec, model: OpenModel) -> list[RunSpec]:
+    """The spec of each network, where the model stands for several that were trained alike; else none."""
+    options = [{**spec.sampler.options, TRAIN_SEED: seed} for seed in model.train_seeds]
+    samplers = [spec.sampler.model_copy(update={"options": each}) for each in options]
+    return [spec.model_copy(update={"sampler": sampler}) for sampler in samplers]
 
 
 def _check_device(device: str) -> None:
@@ -385,9 +393,24 @@ def adopt(sampler: Any, label: str, *, start: float | None = None, batch_size: i
     )  # fmt: skip
     return OpenModel(
         sampler=sampler, image_shape=shape, family="external", samples_key=key, weights=None, shipped=None,
-        tolerance=EXACT, remake=lambda _: sampler, micro_batch=micro_batch,
+        tolerance=_own_tolerance(sampler, label, shape), remake=lambda _: sampler, micro_batch=micro_batch,
         load_seconds=time.perf_counter() - start if start is not None else 0.0, trusted=identity is not None,
     )  # fmt: skip
+
+
+def _own_tolerance(sampler: Any, label: str, shape: Shape) -> tuple[float, float]:
+    """What anybody's sampler says of its last bits; else images are exact, and points to `POINTS_TOLERANCE`."""
+    given = getattr(sampler, "tolerance", POINTS_TOLERANCE if is_points(shape) else EXACT)
+    try:
+        largest, differing = (float(value) for value in given)
+    except (TypeError, ValueError):
+        largest = differing = -1.0
+    if not (0 <= largest < math.inf and 0 <= differing <= 1):
+        raise UsageError(
+            f"{label}: tolerance must be (largest difference, fraction of values that may differ at all), such as "
+            f"(2, 0.002); got {given!r}."
+        )
+    return largest, differing
 
 
 def _own_identity(sampler: Any) -> str:

@@ -222,28 +222,31 @@ def _curves(table: Table, anchors: Mapping[str, str]) -> str:
 
 
 def _coverage(table: Table) -> str:
-    """Coverage scores as bars: fractions on 0..1, counts and others against the largest."""
+    """Coverage scores as bars, a row a model: fractions on 0..1, counts and others against the largest."""
     columns = [
         (place, column) for place, column in enumerate(table.columns)
         if column.axis == "coverage" and any(row.cells[place].value is not None for row in table.rows)
     ]  # fmt: skip
-    lines = []
-    for place, column in columns:
-        largest = max((row.cells[place].value or 0.0 for row in table.rows), default=0.0)
-        most = 1.0 if largest <= 1 else largest
-        for row in table.rows:
-            cell = row.cells[place]
-            if cell.value is not None:
-                lines.append(
-                    f'<tr data-name="{_text(row.label)}" data-family="{_text(row.record.family)}">'
-                    f"<td>{_text(row.label)}</td><td>{_text(header(table, column))}</td>"
-                    f'<td><meter min="0" max="{most!r}" value="{max(cell.value, 0.0)!r}">{cell.value:g}</meter></td>'
-                    f"<td>{_text(cell_text(cell, column))}</td></tr>"
-                )
-    if not lines:
+    if not columns:
         return ""
-    heads = [f'<th scope="col">{name}</th>' for name in ("model", "score", "", "value")]
+    largest = {place: max((row.cells[place].value or 0.0 for row in table.rows), default=0.0) for place, _ in columns}
+    lines = []
+    for row in table.rows:
+        cells = [_bar(row.cells[place], column, max(1.0, largest[place])) for place, column in columns]
+        if any(row.cells[place].value is not None for place, _ in columns):
+            lines.append(
+                f'<tr data-name="{_text(row.label)}" data-family="{_text(row.record.family)}">'
+                f"<td>{_text(row.label)}</td>{''.join(cells)}</tr>"
+            )
+    heads = [f'<th scope="col">{_text(name)}</th>' for name in ("model", *(header(table, each) for _, each in columns))]
     return f"<h3>Coverage</h3>{_scroll('Coverage', 'coverage', heads, lines)}"
+
+
+def _bar(cell: Cell, column: Column, most: float) -> str:
+    if cell.value is None:
+        return '<td class="none">–</td>'
+    bar = f'<meter min="0" max="{most!r}" value="{max(cell.value, 0.0)!r}">{cell.value:g}</meter>'
+    return f"<td>{bar}<br>{_text(cell_text(cell, column))}</td>"
 
 
 def _modes(table: Table) -> str:

@@ -10,15 +10,18 @@ from pathlib import Path
 from trilemma_bench import published
 from trilemma_bench.cards import baselines_folder
 from trilemma_bench.errors import UsageError
+from trilemma_bench.gate import SUFFIX, Expectation
+from trilemma_bench.gate_images import expected_images
 from trilemma_bench.images import write_grid
+from trilemma_bench.kinds import Array
 from trilemma_bench.page import to_html
 from trilemma_bench.ranking import rows
 from trilemma_bench.record import ResultRecord
 from trilemma_bench.store import cache_folder, kept_images, write_atomic
 
 MOST_BYTES = 8_000_000
-GRID = 64
-"""Images of a grid, eight in a row."""
+GRID, COLUMNS = 64, 8
+"""Images of a grid, and of its row."""
 
 
 def write_report(
@@ -26,8 +29,8 @@ def write_report(
 ) -> list[str]:
     """Write the page of these records; returns what was left out, a line each.
 
-    Grids are of the first images of each run, as far as its samples are still kept or ship with a baseline; they go
-    in as long as the page stays under `MOST_BYTES`.
+    Grids are of the first images of each run, as far as its samples are still kept or ship with a baseline or its
+    expectation; they go in as long as the page stays under `MOST_BYTES`.
 
     Raises:
         UsageError: The tables alone are larger than that.
@@ -60,8 +63,20 @@ def grid(record: ResultRecord, cache: Path) -> bytes | None:
     key = record.samples_key
     folders = [cache / "samples" / key[:2], *sorted(baselines_folder().glob("*/samples"))]
     images = kept_images(key, record.spec.seed, GRID, *folders) if key else None
+    images = _shipped_images(record) if images is None else images
     if images is None or images.ndim != 4 or images.shape[1] not in (1, 3):
         return None
+    # A row that is not full would end in black.
+    whole = len(images) // COLUMNS * COLUMNS or len(images)
     content = io.BytesIO()
-    write_grid(content, images)
+    write_grid(content, images[:whole], columns=min(COLUMNS, whole))
     return content.getvalue()
+
+
+def _shipped_images(record: ResultRecord) -> Array | None:
+    """The images of an expectation that ships, where they are of this record's samples."""
+    for path in sorted(baselines_folder().glob(f"expected/*{SUFFIX}")) if record.spec.seed == 0 else ():
+        expectation = Expectation.read(path)
+        if expectation.samples_key == record.samples_key and expectation.images is not None:
+            return expected_images(expectation, path)[:GRID]
+    return None

@@ -34,7 +34,6 @@ from trilemma_bench.errors import DataError, ProtocolError, UsageError, WeightsE
 from trilemma_bench.fetch import file_sha256
 from trilemma_bench.images import fingerprint, open_images
 from trilemma_bench.kinds import (
-    POINTS_TOLERANCE,
     Array,
     Dataset,
     Extractor,
@@ -46,7 +45,7 @@ from trilemma_bench.kinds import (
     Shape,
     is_points,
 )
-from trilemma_bench.models import TRAIN_SEED, OpenModel, adopt, open_model, parse_model
+from trilemma_bench.models import OpenModel, adopt, of_each_train_seed, open_model, parse_model
 from trilemma_bench.points import open_points
 from trilemma_bench.record import Hardware, Provenance, ResultRecord, Score, ScoredMetric, Speed
 from trilemma_bench.spec import Protocol, RunSpec, SamplerSpec, ScoreSpec, digest, load_protocol
@@ -471,9 +470,7 @@ def _source(spec: RunSpec, data: Data, settings: Settings, model: OpenModel | No
         return _image_source(data.open(split), spec, label=f"real:split={split}", family="real")
     opened = model or open_model(spec)
     source = _model_source(opened, spec, settings)
-    for seed in opened.train_seeds:
-        sampler = spec.sampler.model_copy(update={"options": {**spec.sampler.options, TRAIN_SEED: seed}})
-        one = spec.model_copy(update={"sampler": sampler})
+    for one in of_each_train_seed(spec, opened):
         source.parts.append(_model_source(open_model(one), one, settings))
     if source.parts:
         source.key = digest([each.key for each in source.parts])
@@ -607,11 +604,10 @@ def _remake_handful(shards: list[Shard], model: OpenModel) -> dict[str, Any]:
     distance = np.abs(again.astype(np.float64) - images[rows])
     largest, differing = distance.max().item(), float((distance > 0).mean())
     largest = largest if points else int(largest)
-    tolerance = POINTS_TOLERANCE if points else model.tolerance
     return {
         "seeds": [int(seed) for seed in seeds[rows]], "largest": largest, "differing": differing,
-        "tolerance": list(tolerance),
-        "agrees": largest <= tolerance[0] and differing <= tolerance[1],
+        "tolerance": list(model.tolerance),
+        "agrees": largest <= model.tolerance[0] and differing <= model.tolerance[1],
     }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 import statistics
 import time
@@ -162,14 +163,19 @@ def measure_timing(
 
 # --- against a fixed load ---------------------------------------------------------------------------------
 
-REFERENCE_LOAD = "conv-v1"
+REFERENCE_LOAD = "conv-v2"
 """Name of what `reference_load` computes; another computation is another name."""
+PATIENCE = 5
+"""How many times as long a model is timed whose speed seems to be another."""
+_WAITED = Path("/proc/thread-self/schedstat")
 
 
 def reference_load(device: str = "cpu") -> Callable[[], None]:
     """A fixed piece of work of the kind that samplers do: 3 x 3 convolutions, group norms and SiLU in float32.
 
-    16 images [64, 32, 32], 4 layers: 4.8 GFLOP in all. Numbers come from a generator of its own.
+    4 images [64, 16, 16], 4 layers, 8 times: 2.4 GFLOP in all. It fits into a core's own cache, as small networks do:
+    on one that does not, a neighbour's use of memory weighs more than on what is timed beside it. Numbers come from a
+    generator of its own.
     """
     rng = torch.Generator().manual_seed(0)
     place = torch.device(device)
@@ -179,43 +185,68 @@ def reference_load(device: str = "cpu") -> Callable[[], None]:
     for parameter in net.parameters():
         parameter.data = torch.randn(parameter.shape, generator=rng) / 24
     net.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x = torch.randn(16, 64, 32, 32, generator=rng).to(place, memory_format=torch.channels_last)
+    x = torch.randn(4, 64, 16, 16, generator=rng).to(place, memory_format=torch.channels_last)
 
     def work() -> None:
         with torch.inference_mode():
-            net(x)
+            for _ in range(8):
+                net(x)
         _synchronise(place)
 
     return work
 
 
-def ratio_to_reference_load(sampler: Sampler, num_images: int, *, repeats: int = 5) -> float:
-    """Time of `num_images` images over the time of the reference load, both timed in turn.
+def ratio_to_reference_load(
+    sampler: Sampler, num_images: int, *, repeats: int = 15, enough: Callable[[float], bool] = lambda ratio: True
+) -> float:
+    """Time of `num_images` images over the time of the reference load: the median of pairs, timed in turn.
 
-    The quickest of each counts: what else runs on the machine only ever adds. The load is repeated, and timed as one,
-    until it takes about as long as the sampler: of two lengths the longer would be disturbed more.
+    Time that other programs took of this one's processor does not count. What else slows a machine (its clock, shared
+    caches) slows both of a pair, as they follow each other closely; the shorter is repeated, and timed as one, until
+    it takes about as long as the other.
 
     Args:
         sampler: What is timed; its micro-batch should not exceed `num_images`.
         num_images: Images in one call.
-        repeats: Times that each is timed, after one call to warm up.
+        repeats: Pairs, after calls to warm up.
+        enough: Asked with the ratio so far; where it says no, timing goes on, to `PATIENCE` times the repeats. The
+            ratio is over all pairs: nothing is chosen among several answers.
     """
-    load = reference_load(str(_device(sampler)))
-    load()
-    once = min(_seconds(load, 1) for _ in range(3))
-    rounds = max(1, round(time_once(sampler, num_images, seed=2**19) / once))
-    sampled, loaded = [], []
-    for index in range(repeats):
-        loaded.append(_seconds(load, rounds) / rounds)
-        sampled.append(time_once(sampler, num_images, seed=2**19 + 1 + index))
-    return min(sampled) / min(loaded)
+    load, device = reference_load(str(_device(sampler))), _device(sampler)
+    runs = itertools.count(2**19)
+
+    def sample() -> None:
+        sampler.sample(torch.from_numpy(image_seeds(next(runs), 0, num_images)))
+        _synchronise(device)
+
+    once = [min(_own_seconds(work, 1) for _ in range(3)) for work in (sample, load)]
+    of_sample, of_load = (max(1, round(max(once) / each)) for each in once)
+    pairs: list[float] = []
+    for _ in range(PATIENCE):
+        for _ in range(repeats):
+            sampled = _own_seconds(sample, of_sample) / of_sample
+            pairs.append(sampled / (_own_seconds(load, of_load) / of_load))
+        if enough(statistics.median(pairs)):
+            break
+    return statistics.median(pairs)
 
 
-def _seconds(work: Callable[[], None], times: int) -> float:
+def _own_seconds(work: Callable[[], None], times: int) -> float:
+    # Whoever takes the processor between two clocks makes this longer, never shorter.
     start = time.perf_counter()
+    waited = _seconds_waited()
     for _ in range(times):
         work()
-    return time.perf_counter() - start
+    waited = _seconds_waited() - waited
+    return time.perf_counter() - start - waited
+
+
+def _seconds_waited() -> float:
+    """How long this thread stood ready to run while others had its processor; 0 where the system does not tell."""
+    try:
+        return int(_WAITED.read_text().split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return 0.0
 
 
 def count_parameters(sampler: Sampler) -> int | None:
