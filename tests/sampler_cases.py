@@ -111,6 +111,18 @@ TINY: dict[str, Tiny] = {
         },
         image_shape=(2,),
     ),
+    "ebm": Tiny(
+        {
+            "mlp": {"class": "ebm", "width": 8},
+            "levels": 3,
+            "sigma_min": 0.1,
+            "sigma_max": 2.0,
+            "langevin_steps": 2,
+            "step_size": 0.4,
+            "scale": 20.0,
+        },
+        image_shape=(2,),
+    ),
     "flow": Tiny({"mlp": {"class": "flow", "width": 8, "couplings": 3}, "scale": 20.0}, image_shape=(2,)),
     "gan": Tiny(
         {
@@ -119,6 +131,17 @@ TINY: dict[str, Tiny] = {
             "scale": 20.0,
         },
         {"dgflow": 2, "step_size": 0.01, "noise": 0.01},
+        (2,),
+    ),
+    "lsgm": Tiny(
+        {
+            "autoencoder": {"class": "vae", "width": 8, "nz": 3},
+            "prior": {"class": "lsgm", "width": 8, "dimensions": 3},
+            "num_train_steps": 10,
+            "betas": {"start": 1e-3, "end": 0.5},
+            "scale": 20.0,
+        },
+        {"steps": 3, "eta": 0.5},
         (2,),
     ),
     "ncsn": Tiny({"unet": TINY_UNET}, {"levels": 2, "steps_each": 2}, (3, 8, 8)),

@@ -288,6 +288,8 @@ SHIPPED = [
     ("gaussians25-vae", {}, 0.04),
     ("gaussians25-vae-levels2", {}, 0.17),
     ("gaussians25-flow", {}, 0.15),
+    ("gaussians25-lsgm", {}, 0.6),
+    ("gaussians25-ebm", {"langevin_steps": 30}, 0.58),
     ("gaussians25-distilled", {}, 0.33),
     ("gaussians25-consistency", {"steps": 2}, 0.31),
     ("gaussians25-adm", {"steps": 100}, 0.85),

@@ -594,7 +594,8 @@ def test_a_run_leaves_a_curve_a_grid_its_recipe_and_weights_that_sample(name: st
     assert sampler.sample(torch.arange(2)).shape == (2, *task.image_shape)
     # A GAN of points keeps its discriminator beside the generator, which comes first.
     average = next(iter(task.averages.values()))
-    (network,) = sampler.networks.values()
+    networks: dict[str, torch.nn.Module] = sampler.networks
+    network = next(iter(networks.values())) if len(networks) == 1 else torch.nn.ModuleDict(networks)
     pairs = zip(average.state_dict().items(), network.state_dict().values(), strict=True)
     for (key, ours), loaded in pairs:
         assert torch.equal(ours.half().float(), loaded), key

@@ -36,10 +36,17 @@ TINY_RECIPES: dict[str, dict[str, Any]] = {
     },
     "ddpm": {"unet": {**TINY_UNET, "dropout": 0.1}, "num_train_steps": 10, "warmup_steps": 4},
     "distilled": {"mlp": {"class": "distilled", "width": 8, "members": 2}, "pool": 16, "teacher_steps": 2},
+    "ebm": {"mlp": {"class": "ebm", "width": 8, "members": 2}, "levels": 3, "langevin_steps": 2},
     "flow": {"mlp": {"class": "flow", "width": 8, "couplings": 2, "members": 2}},
     "gan": {
         "generator": {"class": "mlp", "width": 8, "nz": 3, "members": 2},
         "discriminator": {"class": "mlp", "width": 8, "time_dim": 0, "members": 2},
+    },
+    "lsgm": {
+        "autoencoder": {"class": "vae", "width": 8, "members": 2},
+        "prior": {"class": "lsgm", "width": 8, "members": 2},
+        "num_train_steps": 10,
+        "first": 0.5,
     },
     "mnist_classifier": {"network": {"width": 4, "features": 6}, "warmup_steps": 2},
     "stylegan2": {

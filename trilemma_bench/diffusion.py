@@ -108,28 +108,74 @@ def cosine_betas(num_steps: int = 1000, offset: float = 0.008, largest: float = 
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=largest)
 
 
+def geometric_betas(num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+    """Betas of a chain whose noise over signal rises geometrically, `sigma_min` to `sigma_max`; float64 [num_steps].
+
+    Those are the levels of Song & Ermon 2019 (arXiv 1907.05600) for a chain that keeps the variance.
+
+    Raises:
+        UsageError: Levels that do not rise.
+    """
+    if not 0 < sigma_min < sigma_max:
+        raise UsageError(f"sigma_max must be above sigma_min, and both above 0; got {sigma_max} and {sigma_min}.")
+    sigma = torch.logspace(math.log10(sigma_min), math.log10(sigma_max), num_steps, dtype=torch.float64)
+    variance = torch.cat([torch.ones(1, dtype=torch.float64), 1 + sigma**2])
+    return 1 - variance[:-1] / variance[1:]
+
+
 def predict_x0(x_t: Tensor, eps: Tensor, alpha_bar: float) -> Tensor:
     """x_0 from x_t and the noise in it (Ho et al. eq. 15)."""
     return (x_t - math.sqrt(1 - alpha_bar) * eps) / math.sqrt(alpha_bar)
 
 
-def ddim_preview(chain: Chain, predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, num_steps: int = 50) -> Tensor:
-    """What x_T leads to by DDIM in quadratic steps with x_0 clipped: enough to look at a network in training.
+def ddim_step(
+    x: Tensor,
+    eps: Tensor,
+    now: float,
+    before: float,
+    *,
+    eta: float = 0.0,
+    clip: bool = False,
+    noise: Callable[[], Tensor] | None = None,
+) -> Tensor:
+    """x_{t_prev} from x_t and the noise in it by one step of DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16).
+
+    Args:
+        x: x_t, [N, ...].
+        eps: The noise predicted in it, [N, ...].
+        now: alpha_bar at t.
+        before: alpha_bar at t_prev; 1 for the data.
+        eta: 0 for the deterministic step, 1 for DDPM's with the posterior's variance.
+        clip: Whether the predicted x_0 is clipped to [-1, 1]; the direction eps stays as it is.
+        noise: Gives N(0, I), [N, ...], where the step has noise.
+    """
+    x0 = predict_x0(x, eps, now)
+    if clip:
+        x0 = x0.clamp(-1, 1)
+    sigma = eta * math.sqrt((1 - before) / (1 - now) * (1 - now / before))
+    x = math.sqrt(before) * x0 + math.sqrt(max(1 - before - sigma**2, 0.0)) * eps
+    return x + sigma * noise() if sigma > 0 and noise is not None else x
+
+
+def ddim_preview(
+    chain: Chain, predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, num_steps: int = 50, *, clip: bool = True
+) -> Tensor:
+    """What x_T leads to by DDIM in quadratic steps: enough to look at a network in training.
 
     Args:
         chain: Of the network; a shorter one is walked in as many steps as it has.
         predict: (x_t [N, ...], t int64 [N]) -> eps, float32 [N, ...].
         x: x_T, float32 [N, ...].
         num_steps: Evaluations.
+        clip: Whether x_0 is clipped to [-1, 1].
 
     Returns:
-        float32 [N, ...], near [-1, 1].
+        float32 [N, ...].
     """
     for t, t_prev in ddim_pairs(len(chain), min(num_steps, len(chain)), "quadratic"):
         eps = predict(x, torch.full((len(x),), t, device=x.device))
         before = float(chain.alpha_bar[t_prev]) if t_prev >= 0 else 1.0
-        x0 = predict_x0(x, eps, float(chain.alpha_bar[t])).clamp(-1, 1)
-        x = before**0.5 * x0 + (1 - before) ** 0.5 * eps
+        x = ddim_step(x, eps, float(chain.alpha_bar[t]), before, clip=clip)
     return x
 
 

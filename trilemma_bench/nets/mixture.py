@@ -76,6 +76,23 @@ class Epsilon(MixtureDenoiser):
         return ((x_t.double() - a * self.expected(x_t, a, s)) / s).float()
 
 
+class Score(MixtureDenoiser):
+    """The exact score of y = sqrt(1 - beta_t) x_t on a chain: (y [N, D], t [N]) -> grad log p(y) float32 [N, D].
+
+    y is what a step of the chain keeps of the point before it, which at t = 0 is the data.
+    """
+
+    def __init__(self, config: Mapping[str, Any], chain: Chain) -> None:
+        noise = ((1 - chain.betas) * (1 - chain.alpha_bar_prev)).sqrt()
+        super().__init__(config, chain.alpha_bar.sqrt(), noise)
+
+    def forward(self, y: Tensor, t: Tensor) -> Tensor:
+        a, s = self.scales(t, y)
+        log_weights, _, _ = self.modes(y, a, s)
+        centre = a * (log_weights.exp() @ self.centres)
+        return ((centre - y.double()) / (a**2 * self.sigma**2 + s**2)).float()
+
+
 class EpsilonAndVariance(MixtureDenoiser):
     """The exact noise prediction and the v of the best variance of a step: (x_t [N, D], t [N]) -> float32 [N, 2 D].
 

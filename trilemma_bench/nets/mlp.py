@@ -258,7 +258,7 @@ def build_discriminator(config: Mapping[str, Any]) -> nn.Module:
     return Discriminator(parse(config))
 
 
-PARTS = ("mlp", "generator", "discriminator", "denoiser", "classifier")
+PARTS = ("mlp", "generator", "discriminator", "denoiser", "classifier", "autoencoder", "prior")
 """Keys under which the configuration of weights may hold that of a network."""
 
 

@@ -5,13 +5,13 @@ x_prev = sqrt(abar_prev) x_0 + sqrt(1 - abar_prev - sigma^2) eps + sigma noise, 
 
 from __future__ import annotations
 
-import math
+from functools import partial
 from typing import Any
 
 from pydantic import Field
 from torch import Tensor
 
-from trilemma_bench.diffusion import Spacing, ddim_pairs, predict_x0
+from trilemma_bench.diffusion import Spacing, ddim_pairs, ddim_step
 from trilemma_bench.kinds import SamplerKind, Weights
 from trilemma_bench.samplers._epsilon import TOLERANCE, EpsilonSampler, load, micro_batch
 from trilemma_bench.samplers._helpers import STEP, Noise
@@ -39,15 +39,10 @@ class DDIMSampler(EpsilonSampler):
         self.pairs = ddim_pairs(len(self.chain), options.steps, options.spacing)
 
     def step(self, x: Tensor, eps: Tensor, t: int, t_prev: int, noise: Noise) -> Tensor:
-        now, before = self.alpha_bar(t), self.alpha_bar(t_prev)
-        x0 = predict_x0(x, eps, now)
-        if self.options.clip:
-            x0 = x0.clamp(-1, 1)
-        sigma = self.options.eta * math.sqrt((1 - before) / (1 - now) * (1 - now / before))
-        x = math.sqrt(before) * x0 + math.sqrt(max(1 - before - sigma**2, 0.0)) * eps
-        if sigma > 0:
-            x = x + sigma * noise.normal(*self.image_shape, stream=STEP)
-        return x
+        drawn = partial(noise.normal, *self.image_shape, stream=STEP)
+        return ddim_step(
+            x, eps, self.alpha_bar(t), self.alpha_bar(t_prev), eta=self.options.eta, clip=self.options.clip, noise=drawn
+        )
 
 
 def build(options: Options, weights: Weights, **settings: Any) -> DDIMSampler:
