@@ -208,6 +208,16 @@ def test_the_generator_learns_by_regression_first_and_the_critic_not_at_all() ->
     assert RECIPES["paper"].regression_kimg == 0
 
 
+def test_the_critic_takes_several_steps_for_one_of_the_generator() -> None:
+    task = tiny_task("ddgan", critic_steps=3)
+    images = torch.zeros(BATCH, *task.image_shape)
+    trained = []
+    task.update = lambda name, loss, **_: trained.append(name)
+    for number in range(2, 7):
+        task.step(images, None, Step(number, number * BATCH, torch.Generator()))
+    assert "".join(trained) == "D" + "DG" + "DD" + "DG"
+
+
 def test_the_losses_are_those_of_a_logistic_classifier() -> None:
     logits = torch.tensor([-30.0, 0.0, 2.0])
     probability = torch.sigmoid(logits.double())

@@ -41,6 +41,8 @@ class DDGANRecipe(Recipe):
     """`relativistic` compares the logits of the real and of the generated x_t of one x_{t+1}, and adds R2, the penalty
     on the generated image, to R1 (Jolicoeur-Martineau 2018, arXiv 1807.00734; Huang et al. 2024, arXiv 2501.05441): a
     swing that all logits have in common costs nothing, and no mode may be left out."""
+    critic_steps: int = 1
+    """Steps of the discriminator for one of the generator; each is a step of the run."""
     lr_end: float = 1e-5
     cosine: bool = True
     """Learning rates fall on a cosine to `lr_end` over the duration, once an epoch of 50,000 images."""
@@ -214,10 +216,13 @@ class DDGANTask(Task):
         penalised = self.recipe.r1_gamma > 0 and step.number % self.recipe.r1_interval == 0
         losses = self.discriminator_losses(*self._draw(images, step), penalised=penalised)
         self.update("D", torch.stack(list(losses.values())).sum())
-        loss_g = self.generator_loss(*self._draw(images, step), images=images, denoising=self._denoising(step))
-        self.update("G", loss_g)
         adversarial = [loss.detach() for name, loss in losses.items() if name not in ("r1", "r2")]
-        return {"loss_d": torch.stack(adversarial).sum(), "loss_g": loss_g.detach()}
+        if step.number % self.recipe.critic_steps == 0:
+            loss_g = self.generator_loss(*self._draw(images, step), images=images, denoising=self._denoising(step))
+            self.update("G", loss_g)
+            self.extra["loss_g"] = float(loss_g.detach())
+        loss_d = torch.stack(adversarial).sum()
+        return {"loss_d": loss_d, "loss_g": torch.tensor(self.extra.get("loss_g", 0.0))}
 
     def _regress(self, images: Tensor, step: Step) -> dict[str, Tensor]:
         """One step of the generator by its squared error alone; the critic has no loss yet."""
