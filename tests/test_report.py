@@ -54,7 +54,7 @@ def page(records: list[ResultRecord] = RECORDS, **grids: bytes) -> str:
 class Parsed(html.parser.HTMLParser):
     """Counts tags, collects attributes, and holds that they close in order."""
 
-    VOID = ("meta", "link", "img", "input", "br")
+    VOID = ("meta", "link", "img", "input", "br", "wbr")
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -175,6 +175,26 @@ def test_trilemma_chart_places_marks_by_the_logarithm_of_seconds_and_draws_the_f
     on_front = [x[name] for name in ("ddgan", "ddim:steps=10", "ddim:steps=50")]
     assert [corner[0] for corner in corners[::2]] == pytest.approx(on_front)
     assert chart.count('class="mark efficient"') == 4
+
+
+def test_names_in_a_crowd_stand_apart_and_those_without_room_wait_for_the_pointer() -> None:
+    crowd = [record(f"ddim:steps={n}", 10 + n / 9, recall=n / 99, found_speed=speed(1 + n / 9)) for n in range(1, 13)]
+    table = rows(crowd).tables[0]
+    found = frontier(table)
+    assert found is not None
+    chart = charts.trilemma(table, found, lambda row: "#x")
+    texts = re.findall(r'<text class="name( crowded)?" x="([\d.]+)"( text-anchor="end")? y="([\d.]+)">([^<]+)<', chart)
+    assert len(texts) == len(crowd)
+    boxes = []
+    for crowded, x, end, y, text in texts:
+        width = 7 * len(text)  # narrower than drawn
+        left = float(x) - (width if end else 0)
+        if not crowded:
+            boxes.append((left, left + width, float(y) - 11, float(y)))
+    assert 2 <= len(boxes) < len(crowd)
+    for i, one in enumerate(boxes):
+        for other in boxes[:i]:
+            assert one[0] >= other[1] or other[0] >= one[1] or one[2] >= other[3] or other[2] >= one[3]
 
 
 def test_ticks_are_round_and_inside() -> None:
@@ -344,3 +364,14 @@ def test_browser_fits_a_phone_and_has_a_dark_theme(opened: Any, tmp_path: Path) 
         "rows => rows.filter(row => row.dataset.name.length < 20).map(row => row.clientHeight)"
     )
     assert len(heights) > 3 and max(heights) < 80
+    # So did how an interval was got, in the column that was left over.
+    opened.get_by_role("link", name="ddgan", exact=True).first.click()
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 375
+    assert (
+        min(
+            opened.locator("article:visible .facts td:last-child").evaluate_all(
+                "all => all.map(one => one.clientWidth)"
+            )
+        )
+        > 150
+    )

@@ -22,6 +22,8 @@ RAMP = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37
 """Five stops of viridis (Smith & van der Walt 2015, CC0): even in lightness, safe for colour-blind readers."""
 MODE_PANEL = 240
 """Width of a panel of modes, about."""
+LETTER = 7.8
+"""Width of a letter of a name, about: bold, 13 px."""
 CURVE_MARKS = ("circle", "square", "diamond", "triangle")
 
 
@@ -78,7 +80,10 @@ def trilemma(table: Table, found: Frontier, link: Callable[[Row], str]) -> str:
     y = scale(ends, HEIGHT - BOTTOM, TOP, log=False)
     colour = [table.value(row, coverage) for row in rows]
     parts = [_axes(x, y, header(table, cost), header(table, quality)), _front(table, rows, quality, cost, x, y)]
-    for row in rows:
+    # The efficient ones choose first where their names stand.
+    rows = sorted(rows, key=lambda row: row not in found.efficient)
+    names = _labels([(x(table.value(row, cost)), y(table.value(row, quality)), row.label) for row in rows])
+    for row, name in zip(rows, names, strict=True):
         cell, seconds = table.cell(row, quality), table.value(row, cost)
         low, high = cell.ends
         text = f"{row.label}: " + ", ".join(
@@ -90,8 +95,7 @@ def trilemma(table: Table, found: Frontier, link: Callable[[Row], str]) -> str:
             f'<a href="{html.escape(link(row))}" class="mark{efficient}" aria-label="{html.escape(text)}">'
             f"<title>{html.escape(text)}</title>"
             f'<line class="interval" x1="{x(seconds):.1f}" x2="{x(seconds):.1f}" y1="{y(low):.1f}" y2="{y(high):.1f}"/>'
-            f'<circle cx="{x(seconds):.1f}" cy="{y(cell.value or 0):.1f}" r="8" fill="{ramp(share)}"/>'
-            f'{_label(x(seconds), y(cell.value or 0), row.label)}</a>'
+            f'<circle cx="{x(seconds):.1f}" cy="{y(cell.value or 0):.1f}" r="8" fill="{ramp(share)}"/>{name}</a>'
         )  # fmt: skip
     parts.append(_legend(coverage, min(colour), max(colour)))
     return _svg(parts, f"{quality.label} against {cost.label}, coloured by {coverage.label}")
@@ -105,7 +109,8 @@ def curve_chart(table: Table, curves: Sequence[Curve], column: Column, link: Cal
     x = scale([point.nfe for point in points], LEFT, WIDTH - RIGHT, log=True)
     y = scale([end for point in points for end in point.cell.ends], HEIGHT - BOTTOM, TOP, log=False)
     parts = [_axes(x, y, "network evaluations an image", header(table, column))]
-    for index, curve in enumerate(curves):
+    names = _labels([(x(curve.points[-1].nfe), y(curve.points[-1].value), curve.label) for curve in curves])
+    for index, (curve, name) in enumerate(zip(curves, names, strict=True)):
         path = " ".join(f"{x(point.nfe):.1f},{y(point.value):.1f}" for point in curve.points)
         parts.append(f'<g class="curve c{index % 6}"><polyline points="{path}"/>')
         for point in curve.points:
@@ -116,8 +121,7 @@ def curve_chart(table: Table, curves: Sequence[Curve], column: Column, link: Cal
                 f'</title><line class="interval" x1="{x(point.nfe):.1f}" x2="{x(point.nfe):.1f}" y1="{y(low):.1f}" '
                 f'y2="{y(high):.1f}"/>{_shape(CURVE_MARKS[index % 4], x(point.nfe), y(point.value))}</a>'
             )
-        last = curve.points[-1]
-        parts.append(f"{_label(x(last.nfe), y(last.value), curve.label)}</g>")
+        parts.append(f"{name}</g>")
     return _svg(parts, f"{column.label} against network evaluations")
 
 
@@ -211,12 +215,32 @@ def _legend(column: Column, low: float, high: float) -> str:
     )
 
 
-def _label(x: float, y: float, text: str) -> str:
-    # Near the right edge a label stands before its mark.
-    before = x > WIDTH * 0.72
-    place = f'x="{x - 12:.1f}" text-anchor="end"' if before else f'x="{x + 12:.1f}"'
-    shown = text if len(text) <= 32 else text[:31] + "…"
-    return f'<text class="name" {place} y="{y - 10:.1f}">{html.escape(shown)}</text>'
+def _labels(marks: Sequence[tuple[float, float, str]]) -> list[str]:
+    """A text beside each mark (x, y, name); where there is no room left it is crowded: shown while its mark is chosen.
+
+    Earlier marks choose first.
+    """
+    taken = [(x - 9, y - 9, x + 9, y + 9) for x, y, _ in marks]
+    found = []
+    for x, y, text in marks:
+        shown = text if len(text) <= 32 else text[:31] + "…"
+        width = LETTER * len(shown)
+        # Right of the mark before left of it; above it before below and beside.
+        places = [(left, y + down) for left in (x + 12, x - 12 - width) for down in (-10, 19, 5)]
+        boxes = [(left, base - 11, left + width, base + 3) for left, base in places]
+        inside = [box for box in boxes if box[0] >= LEFT and box[2] <= WIDTH and box[3] <= HEIGHT - BOTTOM]
+        free = [box for box in inside if not any(_overlap(box, other) for other in taken)]
+        left, _, right, bottom = (free or inside or boxes)[0]
+        if free:
+            taken.append(free[0])
+        place = f'x="{left:.1f}"' if left > x else f'x="{right:.1f}" text-anchor="end"'
+        kind = "name" if free else "name crowded"
+        found.append(f'<text class="{kind}" {place} y="{bottom - 3:.1f}">{html.escape(shown)}</text>')
+    return found
+
+
+def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _shape(kind: str, x: float, y: float) -> str:

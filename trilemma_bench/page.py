@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
@@ -100,6 +101,11 @@ def _text(content: object) -> str:
     return html.escape(printable(str(content)))
 
 
+def _name(label: str) -> str:
+    """A model's name that breaks between its parts, where it must."""
+    return "<wbr>".join(_text(part) for part in re.split("(?<=[:,=@/])", label))
+
+
 # --- leaderboard ------------------------------------------------------------------------------------------
 
 
@@ -177,7 +183,7 @@ def _board(table: Table, anchors: Mapping[str, str]) -> str:
 
 
 def _line(row: Row, columns: Sequence[Column], anchor: str) -> str:
-    cells = [f'<td data-value="{_text(row.label)}"><a href="#{anchor}">{_text(row.label)}</a></td>']
+    cells = [f'<td data-value="{_text(row.label)}"><a href="#{anchor}">{_name(row.label)}</a></td>']
     cells += [_number(cell, column) for cell, column in zip(row.cells, columns, strict=True)]
     kind = "" if row.ranked else ' class="unranked"'
     name, family = _text(row.label), _text(row.record.family)
@@ -200,7 +206,8 @@ def _trilemma(table: Table, anchors: Mapping[str, str]) -> str:
         return ""
     return (
         f"<h3>The trilemma</h3><figure>{chart}<figcaption>Bars are 95 % intervals; thick rings are the Pareto set of "
-        "all three; the dashed line is the front of quality and cost. Hover, touch or tab to a mark for its numbers."
+        "all three; the dashed line is the front of quality and cost. Hover, touch or tab to a mark for its name and "
+        "numbers."
         "</figcaption></figure>"
     )
 
@@ -236,7 +243,7 @@ def _coverage(table: Table) -> str:
         if any(row.cells[place].value is not None for place, _ in columns):
             lines.append(
                 f'<tr data-name="{_text(row.label)}" data-family="{_text(row.record.family)}">'
-                f"<td>{_text(row.label)}</td>{''.join(cells)}</tr>"
+                f"<td>{_name(row.label)}</td>{''.join(cells)}</tr>"
             )
     heads = [f'<th scope="col">{_text(name)}</th>' for name in ("model", *(header(table, each) for _, each in columns))]
     return f"<h3>Coverage</h3>{_scroll('Coverage', 'coverage', heads, lines)}"
@@ -257,7 +264,7 @@ def _modes(table: Table) -> str:
         if 0 < len(counts) <= MOST_MODES:
             items.append(
                 f'<li data-name="{_text(row.label)}" data-family="{_text(row.record.family)}">'
-                f"{charts.modes(row.label, counts)}{_text(row.label)}</li>"
+                f"{charts.modes(row.label, counts)}{_name(row.label)}</li>"
             )
     if not items:
         return ""
@@ -273,7 +280,7 @@ def _gallery(table: Table, grids: Grids) -> str:
         if row.record.name in grids:
             items.append(
                 f'<li data-name="{_text(row.label)}" data-family="{_text(row.record.family)}">'
-                f'<button type="button">{_image(row, grids)}{_text(row.label)}</button></li>'
+                f'<button type="button">{_image(row, grids)}{_name(row.label)}</button></li>'
             )
     return f'<h3>Samples</h3><ul class="gallery">{"".join(items)}</ul>' if items else ""
 
@@ -288,7 +295,7 @@ def _image(row: Row, grids: Grids) -> str:
 
 def _article(row: Row, table: Table, grids: Grids, anchor: str) -> str:
     record = row.record
-    shown = "Its grid of samples stands above." if record.name in grids else ""
+    shown = "Its samples are shown with the leaderboard." if record.name in grids else ""
     details = f"<details><summary>The record in full</summary><pre>{html.escape(record.dumps())}</pre></details>"
     remarks = "".join(f"<li>{_text(note)}</li>" for note in record.notes)
     return (
@@ -339,7 +346,10 @@ def _facts(record: ResultRecord) -> str:
     facts: dict[str, object] = {
         "Weights": f"{source.weights_digest or 'none'} from {source.weights_source or 'no file'}",
         "Samples": f"{record.samples_key}; SHA-256 of all images {source.samples_digest or 'not known'}",
-        "Where the samples came from": source.store or "not noted",
+        "Where the samples came from": ", ".join(
+            f"{what.replace('_', ' ')} {found}" for what, found in source.store.items()
+        )
+        or "not noted",
         "Data": source.data_fingerprint or "not known",
         **{f"Reference ({name})": digest for name, digest in source.reference_digests.items()},
         **{f"Extractor ({name})": digest for name, digest in source.extractor_identities.items()},

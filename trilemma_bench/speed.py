@@ -219,19 +219,20 @@ def ratio_to_reference_load(
         sampler.sample(torch.from_numpy(image_seeds(next(runs), 0, num_images)))
         _synchronise(device)
 
-    once = [min(_own_seconds(work, 1) for _ in range(3)) for work in (sample, load)]
+    once = [min(own_seconds(work, 1) for _ in range(3)) for work in (sample, load)]
     of_sample, of_load = (max(1, round(max(once) / each)) for each in once)
     pairs: list[float] = []
     for _ in range(PATIENCE):
         for _ in range(repeats):
-            sampled = _own_seconds(sample, of_sample) / of_sample
-            pairs.append(sampled / (_own_seconds(load, of_load) / of_load))
+            sampled = own_seconds(sample, of_sample) / of_sample
+            pairs.append(sampled / (own_seconds(load, of_load) / of_load))
         if enough(statistics.median(pairs)):
             break
     return statistics.median(pairs)
 
 
-def _own_seconds(work: Callable[[], None], times: int) -> float:
+def own_seconds(work: Callable[[], object], times: int = 1) -> float:
+    """Seconds for `times` calls of `work`, without the time that other programs had this thread's processor."""
     # Whoever takes the processor between two clocks makes this longer, never shorter.
     start = time.perf_counter()
     waited = _seconds_waited()
