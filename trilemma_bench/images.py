@@ -420,6 +420,7 @@ def write_npz(images: ImageSet | UInt8Images, path: str | Path, labels: Array | 
     try:
         with os.fdopen(handle, "wb") as file:
             np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
