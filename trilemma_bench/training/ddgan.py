@@ -144,8 +144,8 @@ RECIPES = {
             "attn_resolutions": [], "n_mlp": 3, "nz": 64, "z_emb_dim": 128,
         },
         discriminator={"class": "small", "nc": 96, "ngf": 16, "t_emb_dim": 128},
-        lr_g=2e-4, lr_d=1e-3, betas=(0.5, 0.9), cosine=False, loss="relativistic", r1_gamma=0.3, r1_interval=15,
-        critic_steps=2, denoising=0.3, denoising_end=0.02, denoising_kimg=300, regression_kimg=80, lr_regression=1e-3,
+        lr_g=1e-4, lr_d=1e-3, betas=(0.5, 0.9), cosine=False, loss="relativistic", r1_gamma=0.3, r1_interval=15,
+        critic_steps=3, denoising=0.3, denoising_end=0.02, denoising_kimg=300, regression_kimg=80, lr_regression=1e-3,
     ),
     # Xiao et al. 2022: three layers of 512, batch 512, 50k iterations.
     "gaussians25-paper": points_recipe(width=512, members=1, batch=512, steps=50_000, lr=1e-4),
