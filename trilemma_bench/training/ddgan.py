@@ -40,7 +40,7 @@ class DDGANRecipe(Recipe):
     loss: Literal["non_saturating", "relativistic"] = "non_saturating"
     """`relativistic` compares the logits of the real and of the generated x_t of one x_{t+1}, and adds R2, the penalty
     on the generated image, to R1 (Jolicoeur-Martineau 2018, arXiv 1807.00734; Huang et al. 2024, arXiv 2501.05441): a
-    swing that all logits have in common costs nothing, and no mode may be left out."""
+    swing that all logits have in common costs nothing."""
     critic_steps: int = 1
     """Steps of the discriminator for one of the generator; each is a step of the run."""
     lr_end: float = 1e-5
