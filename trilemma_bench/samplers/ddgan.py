@@ -127,7 +127,7 @@ def _released_config(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any
 
 def build(options: Options, weights: Weights, **settings: Any) -> DDGANSampler:
     """The sampler on `device`, in `dtype`, with micro-batches of 50 (points: 1000) by default."""
-    points = "mixture" in weights.config or weights.config["generator"].get("class") == "mlp"
+    points = "mixture" in weights.config or weights.config.get("generator", {}).get("class") == "mlp"
     settings["micro_batch"] = settings.get("micro_batch") or (1000 if points else 50)
     return DDGANSampler(options, weights, **settings)
 
