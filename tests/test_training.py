@@ -256,6 +256,12 @@ def test_ddpm_learning_rate_warms_up_and_stays() -> None:
     assert rates == pytest.approx([0.2e-3, 0.4e-3, 0.6e-3, 0.8e-3, 0.8e-3, 0.8e-3])
 
 
+def test_ddpms_learning_rate_falls_as_one_over_the_root_of_the_images_seen() -> None:
+    task = tiny_task("ddpm", warmup_steps=1, lr=1e-3, decay_kimg=100)
+    rates = [task.rates(Step(9, images_seen, torch.Generator()))["eps"] for images_seen in (0, 100_000, 400_000)]
+    assert rates == pytest.approx([1e-3, 1e-3, 0.5e-3])
+
+
 def test_ddgan_learning_rates_fall_on_the_cosine_of_torch_once_an_epoch() -> None:
     epochs, start, end = 7, 1.6e-4, 1e-5
     parameter = nn.Parameter(torch.zeros(1))

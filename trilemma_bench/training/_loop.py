@@ -205,6 +205,11 @@ def warm_up(step: Step, num_steps: int) -> float:
     return min(1.0, (step.number + 1) / max(num_steps, 1))
 
 
+def inverse_sqrt(step: Step, kimg: float) -> float:
+    """The part of a learning rate left after `kimg` thousand images: 1 until then, later sqrt(kimg / images seen)."""
+    return math.sqrt(kimg / max(step.images_seen / 1000, kimg))
+
+
 def cosine_lr(start: float, end: float, images_seen: int, duration_kimg: float, epoch: int = 50_000) -> float:
     """Learning rate on a cosine from `start` to `end`, constant within an epoch of `epoch` images."""
     done = min(images_seen // epoch * epoch / (duration_kimg * 1000), 1.0)
