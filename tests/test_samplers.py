@@ -301,6 +301,21 @@ def test_a_folder_that_diffusers_saved_loads(folder: Path, unet: UNet2DModel) ->
     assert float(sampler.chain.betas[-1]) == 0.01
 
 
+def test_a_folder_that_predicts_v_is_walked_as_diffusers_walks_it(folder: Path, unet: UNet2DModel) -> None:
+    edit(folder / "scheduler_config.json", prediction_type="v_prediction")
+    sampler = ddim.build(ddim.Options(steps=20, spacing="leading", clip=True), ddim.load(folder))
+    scheduler = DDIMScheduler.from_pretrained(folder, clip_sample=True)
+    scheduler.set_timesteps(20)
+    x = normal(2, 3, 8, 8)
+    for (t, t_prev), theirs in zip(sampler.pairs, scheduler.timesteps.tolist(), strict=True):
+        assert t == theirs
+        with torch.inference_mode():
+            v = unet(x, t).sample
+            ours = sampler.step(x, sampler.predict_noise(x, t), t, t_prev, GivenNoise())
+        x = scheduler.step(v, t, x).prev_sample
+        torch.testing.assert_close(ours, x, atol=1e-5, rtol=1e-5)
+
+
 def test_a_pipeline_folder_and_a_bin_file_load_too(unet: UNet2DModel, tmp_path: Path) -> None:
     unet.save_pretrained(tmp_path / "unet", safe_serialization=False)
     DDPMScheduler(num_train_timesteps=200).save_pretrained(tmp_path / "scheduler")
@@ -340,7 +355,7 @@ def test_old_names_of_attention_weights_load(folder: Path, unet: UNet2DModel) ->
         ("config.json", {"block_out_channels": [8, 16]}, "not the weights of this network"),
         ("config.json", {"down_block_types": ["NoBlock", "NoBlock"]}, "refuses this configuration"),
         ("scheduler_config.json", {"beta_schedule": "squaredcos_cap_v2"}, "squaredcos_cap_v2"),
-        ("scheduler_config.json", {"prediction_type": "v_prediction"}, "v_prediction"),
+        ("scheduler_config.json", {"prediction_type": "sample"}, "'sample'; only epsilon and v_prediction are read"),
         ("scheduler_config.json", {"trained_betas": [0.1, 0.2]}, "trained_betas"),
         ("scheduler_config.json", {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
     ],

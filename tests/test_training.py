@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from training_cases import BATCH, TINY_RECIPES, run, tiny_images, tiny_recipe, tiny_task
 
 from trilemma_bench import registry
+from trilemma_bench.diffusion import Chain, linear_betas
 from trilemma_bench.errors import TrainingError
 from trilemma_bench.kinds import TrainerKind, is_points
 from trilemma_bench.nets import ncsnpp, stylegan2, unet
@@ -248,6 +249,29 @@ def test_min_snr_weighs_the_clean_steps_less() -> None:
         found[weight] = float(task.step(torch.zeros(BATCH, *task.image_shape), None, step)["loss"])
     snr = (1 - 1e-4) / 1e-4
     assert found["min_snr"] == pytest.approx(found["simple"] * 5 / snr, rel=1e-4)
+
+
+@pytest.mark.parametrize("weight", ["simple", "min_snr"])
+@pytest.mark.parametrize("t", [0, 500, 999])
+def test_a_network_that_predicts_v_learns_v(t: int, weight: str) -> None:
+    """One that says 0 has v for an error: here of x_0 = 1/2 and noise 1 everywhere."""
+    task = tiny_task("ddpm", prediction_type="v_prediction", loss_weight=weight, num_train_steps=1000, unet=TINY_UNET)
+    for parameter in task.networks["eps"].unet.conv_out.parameters():  # type: ignore[union-attr]
+        nn.init.zeros_(parameter)
+    shape = (BATCH, *task.image_shape)
+    step = GivenStep([torch.full((BATCH,), t)], [torch.ones(shape)])
+    alpha_bar = math.prod(1 - (1e-4 + (0.02 - 1e-4) * s / 999) for s in range(t + 1))
+    snr = alpha_bar / (1 - alpha_bar)
+    expected = (math.sqrt(alpha_bar) - 0.5 * math.sqrt(1 - alpha_bar)) ** 2
+    expected *= min(snr, 5) / (snr + 1) if weight == "min_snr" else 1
+    assert float(task.step(torch.full(shape, 0.5), None, step)["loss"]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_v_says_the_noise() -> None:
+    chain, t = Chain(linear_betas()), torch.tensor([0, 500, 999])
+    x0, noise = torch.rand(3, 1, 8, 8), torch.randn(3, 1, 8, 8)
+    said = chain.eps_of(chain.v_of(x0, noise, t), chain.q_sample(x0, t, noise), t)
+    torch.testing.assert_close(said, noise, atol=1e-5, rtol=1e-5)
 
 
 def test_ddpm_learning_rate_warms_up_and_stays() -> None:

@@ -3,7 +3,8 @@
 A chain of T steps has betas beta_1..beta_T; here index t = 0..T-1 stands for step t + 1, as in the field's programs:
 alpha_bar[t] = prod_{s <= t} (1 - beta[s]), x_t = sqrt(alpha_bar[t]) x_0 + sqrt(1 - alpha_bar[t]) eps.
 All constants are float64 and are rounded once, where they meet the images.
-Sources: Ho et al. 2020 (arXiv 2006.11239), Song et al. 2021 (arXiv 2010.02502), Xiao et al. 2022 (arXiv 2112.07804).
+Sources: Ho et al. 2020 (arXiv 2006.11239), Song et al. 2021 (arXiv 2010.02502), Xiao et al. 2022 (arXiv 2112.07804),
+Salimans & Ho 2022 (arXiv 2202.00512).
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from torch import Tensor
 from trilemma_bench.errors import UsageError, unknown_name
 
 Spacing = Literal["leading", "trailing", "quadratic", "even"]
+PredictionType = Literal["epsilon", "v_prediction"]
+"""What a network says of x_t, in diffusers' words: the noise in it, or v (see `Chain.v_of`)."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,14 @@ class Chain:
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t given x_0 and noise, both [N, ...], at int64 t [N] (Ho et al. eq. 4)."""
         return at(self.alpha_bar.sqrt(), t, x0) * x0 + at((1 - self.alpha_bar).sqrt(), t, x0) * noise
+
+    def v_of(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0, at int64 t [N] (Salimans & Ho 2022, arXiv 2202.00512)."""
+        return at(self.alpha_bar.sqrt(), t, x0) * noise - at((1 - self.alpha_bar).sqrt(), t, x0) * x0
+
+    def eps_of(self, v: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The noise in x_t that v says: sqrt(alpha_bar) v + sqrt(1 - alpha_bar) x_t."""
+        return at(self.alpha_bar.sqrt(), t, x_t) * v + at((1 - self.alpha_bar).sqrt(), t, x_t) * x_t
 
 
 def at(table: Tensor, t: Tensor, like: Tensor) -> Tensor:

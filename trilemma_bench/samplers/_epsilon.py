@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from trilemma_bench.errors import WeightsError
 from trilemma_bench.kinds import Shape, Weights
 from trilemma_bench.nets import mixture, mlp, unet
 from trilemma_bench.nets._unet_keys import from_other_program, num_train_steps
+from trilemma_bench.nets.prediction import noise_predictor
 from trilemma_bench.samplers._helpers import (
     X_T,
     ImageSampler,
@@ -82,9 +84,10 @@ def _network(weights: Weights, chain: Chain) -> tuple[nn.Module, Shape]:
         signal, noise = chain.alpha_bar.sqrt(), (1 - chain.alpha_bar).sqrt()
         exact = mixture.Epsilon(config["mixture"], signal, noise)
         return exact, (exact.centres.shape[1],)
+    predicts = partial(noise_predictor, prediction_type=config.get("prediction_type", "epsilon"), chain=chain)
     if "mlp" in config:
         points = network_of(weights, "mlp", mlp.build)
-        return built(points, weights), (mlp.parse(config["mlp"]).dimensions,)
+        return predicts(built(points, weights)), (mlp.parse(config["mlp"]).dimensions,)
     net = network_of(weights, "unet", unet.build)
     built(net, weights, unet.unet_of(net))
     block = int(config["unet"].get("pixel_block", 1))
@@ -92,7 +95,7 @@ def _network(weights: Weights, chain: Chain) -> tuple[nn.Module, Shape]:
     if not isinstance(side, int):
         raise WeightsError(f"{weights.source}: sample_size is {side!r}; expected the side of a square image.")
     size, channels = side * block, unet.unet_of(net).config.in_channels // block**2
-    return net, (channels, size, size)
+    return predicts(net), (channels, size, size)
 
 
 def micro_batch(weights: Weights, images: int) -> int:
@@ -159,11 +162,11 @@ def _scheduler(path: Path) -> dict[str, Any]:
     schedule = content.get("beta_schedule", "linear")
     if schedule != "linear":
         raise WeightsError(f"{file}: beta_schedule {schedule!r}; only the linear schedule is read.")
-    prediction = content.get("prediction_type", "epsilon")
-    if prediction != "epsilon":
-        raise WeightsError(f"{file}: prediction_type {prediction!r}; only epsilon prediction is read.")
+    found = {"num_train_steps": int(content.get("num_train_timesteps", 1000))}
+    if content.get("prediction_type", "epsilon") != "epsilon":
+        found["prediction_type"] = content["prediction_type"]
     betas = {"start": content.get("beta_start", 1e-4), "end": content.get("beta_end", 0.02)}
-    return {"num_train_steps": int(content.get("num_train_timesteps", 1000)), "betas": betas}
+    return {**found, "betas": betas}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
