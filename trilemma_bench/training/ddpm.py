@@ -56,6 +56,18 @@ _POINTS: dict[str, Any] = {
     "gradient_clip": 1e9,
 }  # fmt: skip
 
+# Where there is time for some hundred thousand images only: small batches, for more steps.
+_FEW_IMAGES: dict[str, Any] = {
+    "prediction_type": "v_prediction", "batch": 16, "warmup_steps": 200,
+    "ema": EmaSpec(halflife_kimg=100, rampup=0.1), "bf16": True, "channels_last": True,
+}  # fmt: skip
+_UNET_64: dict[str, Any] = {
+    "sample_size": 16, "in_channels": 12, "out_channels": 12, "pixel_block": 2,
+    "block_out_channels": [64, 128], "layers_per_block": 1, "attention_head_dim": 128,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+    "norm_num_groups": 16, "norm_eps": 1e-6, "downsample_padding": 0, "freq_shift": 1, "flip_sin_to_cos": False,
+}  # fmt: skip
+
 RECIPES = {
     # Ho et al. 2020, appendix B: batch 128, 800k steps, Adam 2e-4, warm-up 5000, EMA .9999, flips, dropout 0.1.
     "paper": DDPMRecipe(
@@ -73,17 +85,11 @@ RECIPES = {
             "flip_sin_to_cos": False,
         },
     ),
-    # On 8 x 8 blocks of 4 x 4 pixels: an evaluation costs half of the one on 2 x 2 blocks with half of the channels.
+    "cpu-medium": DDPMRecipe(
+        duration_kimg=20_000, flips=True, lr=1.5e-3, decay_kimg=50, unet=_UNET_64, **_FEW_IMAGES
+    ),
     "stackedmnist-cpu": DDPMRecipe(
-        batch=64, duration_kimg=2000, ema=EmaSpec(halflife_kimg=100, rampup=0.1), flips=False, bf16=True,
-        channels_last=True, lr=8e-4, warmup_steps=300, decay_kimg=50,
-        unet={
-            "sample_size": 8, "in_channels": 48, "out_channels": 48, "pixel_block": 4,
-            "block_out_channels": [64, 128], "layers_per_block": 1, "attention_head_dim": 128,
-            "down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
-            "norm_num_groups": 16, "norm_eps": 1e-6, "downsample_padding": 0, "freq_shift": 1,
-            "flip_sin_to_cos": False,
-        },
+        duration_kimg=2000, flips=False, lr=2e-3, decay_kimg=30, unet=_UNET_64, **_FEW_IMAGES
     ),
     # Xiao et al. 2022: three layers of 512, batch 512, 50k iterations.
     "gaussians25-paper": PointsRecipe(
