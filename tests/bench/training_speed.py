@@ -1,8 +1,9 @@
 """How much faster our training steps are than a plain fp32 loop: python tests/bench/training_speed.py [MODEL ...].
 
-For each `cpu-small` recipe, images per second of a step in fp32, plain layout, eager ("plain") and as the recipe says
-with torch.compile ("ours"). Both take turns in one process, so that other load falls on both; the median
-of the rounds counts. Exits with 1 where ours is under --at-least times plain. Compiling takes minutes the first time.
+For each trainer with a `cpu-small` recipe, images per second of a step in fp32, plain layout, eager ("plain") and as
+the recipe says with torch.compile ("ours"). Both take turns in one process, so that other load falls on both; the
+median of the rounds counts. Exits with 1 where ours is under --at-least times plain. Compiling takes minutes the first
+time.
 """
 
 from __future__ import annotations
@@ -19,14 +20,22 @@ from trilemma_bench import registry
 from trilemma_bench.kinds import TrainerKind
 from trilemma_bench.training._loop import Step, Task
 
+RECIPE = "cpu-small"
+
 Steps = Callable[[], float]
 """Takes some steps and returns their images per second."""
 
 
+def timed_trainers() -> list[str]:
+    """Names of the trainers that have the recipe: those of images."""
+    return [name for name in registry.names("trainer") if RECIPE in registry.get("trainer", name).recipes]
+
+
 def steps_of(task: Task, count: int) -> Steps:
-    """Takes `count` steps on random images; the lazy penalties come as often as in training."""
+    """Takes `count` steps on random images of ten classes; the lazy penalties come as often as in training."""
     batch = task.recipe.batch
     images = torch.rand(batch, *task.image_shape) * 2 - 1
+    labels = torch.randint(10, (batch,))
     if task.recipe.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     number = 0
@@ -36,7 +45,7 @@ def steps_of(task: Task, count: int) -> Steps:
         start = time.perf_counter()
         for _ in range(count):
             step = Step(number, number * batch, torch.Generator().manual_seed(number))
-            task.step(images, None, step)
+            task.step(images, labels, step)
             task.average(step)
             number += 1
         return count * batch / (time.perf_counter() - start)
@@ -47,7 +56,7 @@ def steps_of(task: Task, count: int) -> Steps:
 def compare(name: str, rounds: int, count: int) -> tuple[float, float]:
     """Images per second of the plain loop and of ours, medians of the rounds after one to warm up."""
     kind: TrainerKind = registry.get("trainer", name)
-    ours, device = kind.recipes["cpu-small"], torch.device("cpu")
+    ours, device = kind.recipes[RECIPE], torch.device("cpu")
     plain = ours.model_copy(update={"bf16": False, "channels_last": False})
     loops = [steps_of(kind.task(plain, device), count), steps_of(kind.task(ours, device, compile=True), count)]
     for loop in loops:
@@ -57,18 +66,21 @@ def compare(name: str, rounds: int, count: int) -> tuple[float, float]:
     return slow, fast
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", default=registry.names("trainer"))
+    known = timed_trainers()
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(known)}; else all of them")
     parser.add_argument("--at-least", type=float, default=2.5, help="ratio below which the exit code is 1")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=16, help="steps a round: a multiple of the penalties' intervals")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
+    if unknown := set(given.models) - set(known):
+        parser.error(f"no trainer with a recipe {RECIPE} is named {sorted(unknown)[0]}; there are {', '.join(known)}")
     torch.set_num_threads(given.threads)
     print(f"images per second in training, {given.threads} threads, medians of {given.rounds} rounds")
     found = {}
-    for name in given.models:
+    for name in given.models or known:
         plain, ours = compare(name, given.rounds, given.steps)
         found[name] = ours / plain
         print(f"{name:10} plain {plain:7.1f}   ours {ours:7.1f}   {ours / plain:5.2f} times", flush=True)
