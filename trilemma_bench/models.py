@@ -15,12 +15,13 @@ import importlib
 import inspect
 import json
 import math
+import operator
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ from pydantic import ValidationError
 
 from trilemma_bench import registry
 from trilemma_bench.cards import cards_of, find_card, load_card
-from trilemma_bench.errors import UsageError, WeightsError, unknown_name
+from trilemma_bench.errors import TrilemmaError, UsageError, WeightsError, unknown_name
+from trilemma_bench.fetch import file_sha256
 from trilemma_bench.kinds import POINTS_TOLERANCE, Dataset, Sampler, SamplerKind, Shape, Weights, is_points
 from trilemma_bench.nets import mlp
 from trilemma_bench.samplers._helpers import make_weights, untrained, weights_digest
@@ -42,14 +44,14 @@ MAX_TRAIN_SEEDS = 100
 
 
 def parse_models(text: str) -> list[SamplerSpec]:
-    """The models of a comma-separated list; a part with `=` and without `:` before it belongs to the one before.
+    """The models of a comma-separated list; a part with `=` and no `:` or `@` before it belongs to the one before.
 
     Raises:
         UsageError: An unknown name or option, or a model named twice.
     """
     items: list[str] = []
     for part in (part.strip() for part in text.split(",")):
-        continues = "=" in part and ":" not in part.split("=")[0]
+        continues = "=" in part and not set(":@") & set(part.split("=")[0])
         if continues and items:
             items[-1] += "," + part
         elif part:
@@ -177,6 +179,31 @@ def open_model(spec: RunSpec) -> OpenModel:
     start = time.perf_counter()
     if spec.sampler.kind == "external":
         return _open_external(spec, start)
+    if spec.sampler.weights:
+        with _configuration_of(spec.sampler.name, spec.sampler.weights):
+            return _open_builtin(spec, start)
+    return _open_builtin(spec, start)
+
+
+@contextmanager
+def _configuration_of(name: str, source: str) -> Iterator[None]:
+    """Within, what a broken configuration in a file from outside leads to becomes an error that names the file.
+
+    Raises:
+        WeightsError: A key that is missing, or a value of another type.
+    """
+    try:
+        yield
+    except TrilemmaError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"{source}: its configuration is not one of {name} ({type(error).__name__}: {error}). Name the sampler "
+            "that the weights were trained for, or export them again."
+        ) from error
+
+
+def _open_builtin(spec: RunSpec, start: float) -> OpenModel:
     kind: SamplerKind = registry.get("sampler", spec.sampler.name)
     weights, shipped = _weights(kind, spec)
     given = spec.sampler.options
@@ -270,7 +297,7 @@ def _weights(kind: SamplerKind, run: RunSpec) -> tuple[Weights, Path | None]:
     path = folder / card.weights
     if not path.is_file():
         raise WeightsError(f"{path}: no such file, though the card names it. Install the package again.")
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = file_sha256(path)
     if found != card.weights_digest:
         raise WeightsError(
             f"{path}: SHA-256 begins {found[:12]}..., the card says {card.weights_digest[:12]}.... "
@@ -341,8 +368,9 @@ def import_weights(name: str, source: Path, out: Path) -> Imported:
         raise UsageError(f"--out {out}: must end in .safetensors.")
     if out.exists():
         raise UsageError(f"--out {out}: is there already. Name another file, or delete it.")
-    weights = kind.load(source.expanduser())
-    sampler = kind.build(kind.options(), weights, micro_batch=1)
+    with _configuration_of(name, str(source)):
+        weights = kind.load(source.expanduser())
+        sampler = kind.build(kind.options(), weights, micro_batch=1)
     assert weights.tensors is not None
     tensors = {key: tensor.contiguous() for key, tensor in weights.tensors.items()}
     header = {"config": json.dumps(dict(weights.config)), "source": Path(weights.source).name}
@@ -358,7 +386,12 @@ def _open_external(spec: RunSpec, start: float) -> OpenModel:
     factory = find_attribute(spec.sampler.name, registry.names("sampler"))
     if not callable(factory):
         raise UsageError(f"{spec.sampler.name} is {type(factory).__name__}; a factory without arguments is needed.")
-    sampler = factory()
+    try:
+        sampler = factory()
+    except TrilemmaError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{spec.sampler.name}: calling it failed: {type(error).__name__}: {error}.") from error
     return adopt(sampler, spec.sampler.name, start=start, batch_size=spec.batch_size)
 
 
@@ -377,12 +410,15 @@ def adopt(sampler: Any, label: str, *, start: float | None = None, batch_size: i
                 f"{label}: {type(sampler).__name__} has no `{member}`. A sampler needs `name`, `image_shape` "
                 "(C, H, W) and `sample(seeds)` -> uint8 [N, C, H, W]; for points (D,) and float64 [N, D]."
             )
-    shape = tuple(int(n) for n in sampler.image_shape)
+    shape = _whole_numbers(sampler.image_shape)
     if not is_points(shape) and (len(shape) != 3 or shape[0] not in (1, 3)):
         raise UsageError(
             f"{label}: image_shape must be (C, H, W) with C = 1 or 3, or (D,) for points; got {sampler.image_shape}."
         )
-    micro_batch = int(batch_size or getattr(sampler, "micro_batch", None) or 100)
+    own = getattr(sampler, "micro_batch", None)
+    (micro_batch,) = _whole_numbers((batch_size or own or 100,)) or (0,)
+    if micro_batch < 1:
+        raise UsageError(f"{label}: micro_batch must be a whole number of images, at least 1; got {own!r}.")
     identity = getattr(sampler, "identity", None)
     key = digest(
         {
@@ -396,6 +432,14 @@ def adopt(sampler: Any, label: str, *, start: float | None = None, batch_size: i
         tolerance=_own_tolerance(sampler, label, shape), remake=lambda _: sampler, micro_batch=micro_batch,
         load_seconds=time.perf_counter() - start if start is not None else 0.0, trusted=identity is not None,
     )  # fmt: skip
+
+
+def _whole_numbers(values: Any) -> tuple[int, ...]:
+    """The values as whole numbers; none where one of them is something else."""
+    try:
+        return tuple(operator.index(value) for value in values)
+    except TypeError:
+        return ()
 
 
 def _own_tolerance(sampler: Any, label: str, shape: Shape) -> tuple[float, float]:
@@ -442,7 +486,7 @@ def find_attribute(name: str, known: Sequence[str]) -> Any:
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name and not module_name.startswith(error.name):
+        if error.name and not f"{module_name}.".startswith(f"{error.name}."):
             raise UsageError(f"{name}: importing {module_name} failed: {error}.") from error
         raise UsageError(
             f"{name}: no model and no module named {module_name!r}. There are {', '.join(known)}; modules are looked "
