@@ -34,6 +34,23 @@ def test_options_and_weights_of_the_model_stay_and_all_points_are_models() -> No
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", ["untrained", "exact"])
+def test_untrained_and_exact_models_have_grids_and_curves_too(kind: str) -> None:
+    assert expand(f"{kind}:ddim", ["steps=5,10"]) == [f"{kind}:ddim:steps=5", f"{kind}:ddim:steps=10"]
+    found = expand(f"{kind}:ddim:eta=1", ["steps=5,10"])
+    assert [str(spec) for spec in parse_models(",".join(found))] == [
+        f"{kind}:ddim:steps=5,eta=1.0", f"{kind}:ddim:steps=10,eta=1.0",
+    ]  # fmt: skip
+    records = [point(steps, 1.0) for steps in (5, 10)]
+    samplers = [each.spec.sampler.model_copy(update={"kind": kind}) for each in records]
+    records = [
+        each.model_copy(update={"spec": each.spec.model_copy(update={"sampler": sampler})})
+        for each, sampler in zip(records, samplers, strict=True)
+    ]
+    (curve,) = curves(table(*records), "fd")
+    assert curve.label == f"{kind}:ddim:eta=0.0"
+
+
 @pytest.mark.parametrize(
     "over", [[], ["steps"], ["steps="], ["=5"], ["steps=5", "steps=6"], ["eta=1"], ["steps=5", "eta=1"],
              ["steps=" + ",".join(map(str, range(201)))]]
@@ -66,6 +83,17 @@ def test_curves_are_by_evaluations_and_other_options_make_others() -> None:
     found = curves(table(*POINTS), "fd")
     assert [curve.label for curve in found] == ["ddim:eta=0.0", "ddim:eta=1.0"]
     assert [(p.nfe, p.value) for p in found[0].points] == [(5, 40.0), (10, 12.0), (20, 10.4), (50, 10.0)]
+
+
+def test_whatever_sets_the_number_of_evaluations_makes_a_curve() -> None:
+    def measured(nfe: int, **options: Any) -> ResultRecord:
+        sampler = SamplerSpec(name="ebm", options=options)
+        found = record(str(sampler), scores=(scored(FD, score(1.0, 0.1)),), found_speed=speed(nfe=nfe))
+        return found.model_copy(update={"spec": found.spec.model_copy(update={"sampler": sampler})})
+
+    found = [measured(120), measured(300, langevin_steps=30), measured(600, langevin_steps=60)]
+    (curve,) = curves(table(*found), "fd")
+    assert [each.nfe for each in curve.points] == [120, 300, 600]
 
 
 def test_fewest_evaluations_within_a_share_of_the_best() -> None:

@@ -64,6 +64,9 @@ def expand(model: str, over: Sequence[str]) -> list[str]:
         raise UsageError(f"{count} points; a sweep has at most {MOST_POINTS}. Take fewer values.")
     body, at, weights = model.partition("@")
     head, _, options = body.partition(":")
+    if head in ("untrained", "exact"):
+        name, _, options = options.partition(":")
+        head = f"{head}:{name}"
     given = [part for part in options.split(",") if part]
     for part in given:
         if part.partition("=")[0].strip() in axes:
@@ -73,10 +76,12 @@ def expand(model: str, over: Sequence[str]) -> list[str]:
 
 
 def curves(table: Table, metric: str) -> list[Curve]:
-    """Score against evaluations, one curve for each set of records that differ in nothing else but one option.
+    """Score against evaluations, one curve for each set of records that differ in `STEP_OPTIONS` alone.
 
-    Options that differ beside the number of evaluations make curves of their own: eta = 0 and eta = 1 are two. A curve
-    has at least two points.
+    Other options that differ make curves of their own: eta = 0 and eta = 1 are two. A curve has at least two points.
+
+    Raises:
+        UsageError: See `find_column`.
     """
     column = find_column(table, metric)
     place, counts = table.columns.index(column), _place(table, "nfe")
@@ -84,7 +89,7 @@ def curves(table: Table, metric: str) -> list[Curve]:
     for row in table.rows:
         nfe = row.cells[counts].value if counts is not None else None
         cell, sampler = row.cells[place], row.record.spec.sampler
-        if nfe is None or cell.value is None or sampler.kind not in ("builtin", "untrained"):
+        if nfe is None or cell.value is None or sampler.kind not in ("builtin", "untrained", "exact"):
             continue
         others = sorted(f"{key}={value}" for key, value in sampler.options.items() if key not in STEP_OPTIONS)
         key = (sampler.kind, sampler.name, sampler.weights or "", *others)
@@ -92,14 +97,14 @@ def curves(table: Table, metric: str) -> list[Curve]:
     found = []
     for (kind, name, weights, *others), points in groups.items():
         if len({point.nfe for point in points}) > 1:
-            label = ("untrained:" if kind == "untrained" else "") + ":".join(filter(None, [name, ",".join(others)]))
+            label = ("" if kind == "builtin" else f"{kind}:") + ":".join(filter(None, [name, ",".join(others)]))
             ordered = tuple(sorted(points, key=lambda point: point.nfe))
             found.append(Curve(label + (f"@{weights}" if weights else ""), ordered))
     return sorted(found, key=lambda curve: curve.label)
 
 
-STEP_OPTIONS = frozenset({"steps", "num_timesteps"})
-"""Options that set the number of evaluations."""
+STEP_OPTIONS = frozenset({"steps", "num_timesteps", "langevin_steps", "corrector_steps", "steps_each", "tolerance"})
+"""Options that set the number of evaluations; a solver's tolerance does too."""
 
 
 def _place(table: Table, name: str) -> int | None:
@@ -108,6 +113,11 @@ def _place(table: Table, name: str) -> int | None:
 
 def fewest_evaluations(curve: Curve, column: Column, *, within: float = 0.05) -> Point:
     """The point with the fewest evaluations whose score is within a share of the curve's best.
+
+    Args:
+        curve: Of at least one point.
+        column: Of its scores.
+        within: Share of the best score's magnitude, at least 0.
 
     Raises:
         UsageError: The column has no better direction.
