@@ -15,6 +15,7 @@ from sampler_cases import TINY_UNET, tiny_sampler
 from torch import Tensor, nn
 
 from trilemma_bench import speed
+from trilemma_bench.errors import UsageError
 from trilemma_bench.samplers import ddim
 from trilemma_bench.samplers._helpers import untrained
 from trilemma_bench.spec import TimingSpec
@@ -163,6 +164,32 @@ def test_a_sampler_that_names_no_networks_is_not_observed() -> None:
     assert time_evaluations(sampler, 4, 3, seed=1) is None
     timing = measure_timing(sampler, rule(), nfe=None, load_seconds=0.5)
     assert (timing.method, timing.load_seconds) == ("measured", 0.5)
+
+
+class Scaled(nn.Module):
+    """Called with a number alone before the batch."""
+
+    def forward(self, t: Any, x: Any = None) -> Any:
+        return x
+
+
+def test_the_batch_is_what_has_rows_and_a_call_without_one_is_refused() -> None:
+    network = Scaled()
+    with EvaluationCounter({"net": network}) as counter:
+        network(torch.tensor(0.5), torch.zeros(6, *SHAPE))
+        with pytest.raises(UsageError, match="called without a batch"):
+            network(0.5, [1, 2])
+    assert counter.images == 6
+
+
+def test_a_network_that_raises_leaves_no_counter_behind() -> None:
+    class Failing(nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        gflops_per_image(Steps(Failing()), 4.0)
+    assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
 
 
 def test_parameters_are_those_of_all_networks() -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from trilemma_bench.errors import UsageError
 from trilemma_bench.kinds import Sampler
 from trilemma_bench.record import Hardware, Timing
 from trilemma_bench.spec import TimingSpec
@@ -58,8 +59,18 @@ class EvaluationCounter:
 
 
 def _batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Images in a call of a network: the length of the first tensor that it is given."""
-    return next(len(value) for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
+    """Images in a call of a network: the length of the first tensor that it is given, numbers alone left aside.
+
+    Raises:
+        UsageError: There is none.
+    """
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, torch.Tensor) and value.ndim:
+            return len(value)
+    raise UsageError(
+        "a network that the sampler names was called without a batch, so that its evaluations cannot be counted. Name "
+        "in `networks` the modules that are given tensors [N, ...]."
+    )
 
 
 class _Enough(Exception):
@@ -293,15 +304,17 @@ class _FlopCounter:
     def on(self, network: nn.Module) -> Iterator[None]:
         """Within, the calls of `network` are counted; where `leave`, the first one ends the sampling."""
         mode = FlopCounterMode(display=False)
+        # Left in any case: a mode that outlives a call which raises counts, and slows, all that comes after it.
+        counting = ExitStack()
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if not self.images:
-                mode.__enter__()
+                counting.enter_context(mode)
 
         def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
             size = _batch_size(args, kwargs)
             if not self.images:
-                mode.__exit__(None, None, None)
+                counting.close()
                 self.flops_per_image = mode.get_total_flops() / size
             self.images += size
             if self._leave:
@@ -311,11 +324,12 @@ class _FlopCounter:
             network.register_forward_pre_hook(before, with_kwargs=True),
             network.register_forward_hook(after, with_kwargs=True),
         ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        with counting:
+            try:
+                yield
+            finally:
+                for handle in handles:
+                    handle.remove()
 
 
 @contextmanager
