@@ -68,6 +68,17 @@ def test_a_dominated_point_adds_nothing_and_order_does_not_matter() -> None:
     assert values == {round(hypervolume(points[:2]), 12)}
 
 
+def test_many_models_have_a_hypervolume_in_no_time() -> None:
+    """Cells grow with the cube of the points: of two hundred there would be eight million."""
+    rng = np.random.default_rng(0)
+    found = frontier(table([
+        record(f"m{index}", score(10 + a), recall=0.5 - 0.1 * b, found_speed=speed(10 ** c, nfe=4))
+        for index, (a, b, c) in enumerate(rng.random((200, 3)) + np.arange(200)[:, None] / 40)
+    ]))  # fmt: skip
+    assert found is not None and found.hypervolume is not None and 0 < found.hypervolume < 1
+    assert len(found.efficient) < 60
+
+
 def test_no_frontier_without_an_axis() -> None:
     assert frontier(table([record("a", 1.0), record("b", 2.0)])) is None
 

@@ -32,7 +32,7 @@ class Frontier:
         efficient: Those of them that no other dominates.
         hypervolume: Share, 0..1, of the box between the worst and the best of each axis that the rows dominate (Zitzler
             & Thiele 1999); seconds and evaluations on a log scale. Compares models within this table alone: another
-            row can stretch the box. None where fewer than two rows have all three.
+            row can stretch the box. None where fewer than two rows have all three, or all agree on each.
     """
 
     columns: tuple[Column, ...]
@@ -95,7 +95,9 @@ def _hypervolume_share(points: Sequence[Sequence[float]]) -> float | None:
         [(value - low) / (high - low) for value, (low, high) in zip(point, axes, strict=True) if high > low]
         for point in points
     ]
-    return hypervolume(scaled) if scaled[0] else None
+    # What another dominates adds no volume, and the cells to look at grow with the cube of the points.
+    efficient = [point for point in scaled if not any(dominates(other, point) for other in scaled)]
+    return hypervolume(efficient) if scaled[0] else None
 
 
 def hypervolume(points: Sequence[Sequence[float]]) -> float:
