@@ -19,7 +19,6 @@ import json
 import os
 import stat
 import struct
-import tempfile
 import warnings
 import zipfile
 import zlib
@@ -33,6 +32,7 @@ from PIL import Image
 
 from trilemma_bench.errors import DataError, ProtocolError
 from trilemma_bench.kinds import Array, ImageSet, Shape, UInt8Images
+from trilemma_bench.store import replacing
 
 if TYPE_CHECKING:
     import torch
@@ -409,22 +409,17 @@ def write_npz(images: ImageSet | UInt8Images, path: str | Path, labels: Array | 
 
     Returns:
         The path.
+
+    Raises:
+        StoreError: It cannot be written.
     """
     images = _as_images(images, labels)
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Array] = {"arr_0": np.concatenate([block.transpose(0, 2, 3, 1) for block in blocks(images)])}
     if images.labels is not None:
         arrays["arr_1"] = images.labels
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as partial, open(partial, "wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
     return path
 
 

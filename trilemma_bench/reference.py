@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 import zipfile
 import zlib
@@ -36,6 +35,7 @@ from trilemma_bench.errors import ProtocolError, StoreError
 from trilemma_bench.images import image_digests, sum_digests
 from trilemma_bench.kinds import Array, Extractor, ImageSet, Moments, Reference
 from trilemma_bench.spec import Protocol, ReferenceSpec, digest
+from trilemma_bench.store import replacing
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -238,7 +238,11 @@ def check_fits(reference: Reference, *, protocol: Protocol, extractor: Extractor
 
 
 def save_reference(reference: Reference, path: str | Path) -> Path:
-    """Write a reference as npz, whole or not at all; what was rounded to float16 is kept as float16."""
+    """Write a reference as npz, whole or not at all; what was rounded to float16 is kept as float16.
+
+    Raises:
+        StoreError: It cannot be written.
+    """
     path = Path(path)
     arrays: dict[str, Array] = {
         "about": np.frombuffer(json.dumps(reference.about).encode(), np.uint8),
@@ -251,16 +255,8 @@ def save_reference(reference: Reference, path: str | Path) -> Path:
         array = getattr(reference, name)
         if array is not None:
             arrays[name] = _narrow(array)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as partial, open(partial, "wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
     return path
 
 

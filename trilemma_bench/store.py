@@ -48,14 +48,18 @@ def sha256(*arrays: npt.NDArray[Any]) -> str:
     return total.hexdigest()
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, whatever interrupts."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to; at the end it takes the place of `path`, after an error it is gone.
+
+    Raises:
+        StoreError: It cannot be written.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as stream:
-            stream.write(content)
-            stream.flush()
+        yield partial
+        with open(partial, "rb") as stream:
             os.fsync(stream.fileno())
         os.replace(partial, path)
     except OSError as error:
@@ -63,6 +67,16 @@ def write_atomic(path: Path, content: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, whatever interrupts.
+
+    Raises:
+        StoreError: It cannot be written.
+    """
+    with replacing(path) as partial:
+        partial.write_bytes(content)
 
 
 @dataclass(frozen=True)
@@ -179,8 +193,10 @@ class SampleShards:
         return image_seeds(self.seed, index * self.size, (index + 1) * self.size)
 
 
-def kept_images(key: str, seed: int, count: int, *folders: Path) -> npt.NDArray[np.uint8] | None:
-    """The first images of a run, uint8 [<= count, C, H, W], from its first finished shard; None where there is none.
+def kept_images(key: str, seed: int, count: int, *folders: Path) -> npt.NDArray[Any] | None:
+    """The first images of a run, from its first finished shard; None where there is none.
+
+    They are as the shard has them: uint8 [<= count, C, H, W], or points float64 [<= count, D].
 
     Args:
         key: The samples key.
@@ -192,7 +208,7 @@ def kept_images(key: str, seed: int, count: int, *folders: Path) -> npt.NDArray[
         for path in sorted((folder / key).glob(f"s{seed}-n*-000000.npz")):
             found = _unpack(path)
             if found is not None and "images" in found[0] and found[1].get("key") == key:
-                return np.asarray(found[0]["images"][:count], np.uint8)
+                return found[0]["images"][:count]
     return None
 
 

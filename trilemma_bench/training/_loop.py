@@ -29,6 +29,7 @@ from trilemma_bench.images import to_uint8, write_grid
 from trilemma_bench.kinds import ImageSet, Shape, is_points
 from trilemma_bench.samplers._helpers import read_safetensors
 from trilemma_bench.spec import Frozen
+from trilemma_bench.store import replacing
 from trilemma_bench.training import _checkpoint
 from trilemma_bench.training._ema import EmaSpec, ema_copy, ema_update
 
@@ -522,7 +523,7 @@ class _Writer:
         write_weights(out / "resume.safetensors", trained, about=about)
         run = {"recipe": task.recipe.model_dump(mode="json"), "config": task.config, "hours": place.seconds / 3600,
                "images_seen": images_seen, "earlier_recipes": dict(place.earlier)}  # fmt: skip
-        with _checkpoint.replacing(out / "run.json") as partial:
+        with replacing(out / "run.json") as partial:
             partial.write_text(json.dumps(run, indent=2) + "\n")
         self._keep_snapshot(averaged, images_seen)
         if self._saved - self._drawn >= self._limits.grid_minutes * 60:
@@ -559,7 +560,7 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], **header: Any) -> N
     from safetensors.torch import save_file
 
     half = {key: _half(tensor.detach()).contiguous() for key, tensor in tensors.items()}
-    with _checkpoint.replacing(path) as partial:
+    with replacing(path) as partial:
         save_file(half, str(partial), metadata={key: json.dumps(value) for key, value in header.items()})
 
 
@@ -600,7 +601,7 @@ def _cut_curve(path: Path, images_seen: int) -> None:
     with open(path, newline="") as stream:
         header, *rows = list(csv.reader(stream)) or [[]]
     kept = [row for row in rows if len(row) == len(header) and int(row[0]) <= images_seen]
-    with _checkpoint.replacing(path) as partial, open(partial, "w", newline="") as stream:
+    with replacing(path) as partial, open(partial, "w", newline="") as stream:
         csv.writer(stream).writerows([header, *kept])
 
 
