@@ -126,6 +126,15 @@ def test_training_finds_where_the_points_are(tmp_path: Path) -> None:
         assert float(after[member].std(0).mean()) < 0.5 * float(before[member].std(0).mean())
 
 
+def test_pictures_of_a_run_are_drawn_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the network is trained: a generator has its numbers there, and chains their tables."""
+    task = registry.get("trainer", "ebm").task(RECIPE, torch.device("cpu"))
+    moved = []
+    monkeypatch.setattr(torch.nn.Module, "cpu", lambda module: moved.append(module) or module)
+    task.grid(5)
+    assert [type(net) for net in moved] == [ebm.Energy] and moved[0] is not task.averages["net"]
+
+
 def test_steps_without_size_are_refused() -> None:
     for option in ("step_size=0", "langevin_steps=0"):
         with pytest.raises(UsageError, match=f"ebm: option {option}"):

@@ -97,6 +97,22 @@ def recover(
     return y
 
 
+def descend(
+    score: Callable[[Tensor, Tensor], Tensor],
+    chain: Chain,
+    x: Tensor,
+    step_size: float,
+    num_steps: int,
+    noise: Callable[[], Tensor],
+) -> Tensor:
+    """x_0 of x_T [N, D], level after level (Gao et al. 2021, algorithm 2); the arguments are those of `recover`."""
+    for t in reversed(range(len(chain))):
+        row = torch.full((len(x),), t, device=x.device)
+        y = recover(score, chain, x, row, step_size, num_steps, noise)
+        x = y / math.sqrt(1 - float(chain.betas[t]))
+    return x
+
+
 def build(config: Mapping[str, Any], chain: Chain) -> Energy:
     """The energy of a configuration, on a chain."""
     return Energy(parse_as(EnergyConfig, config), chain)

@@ -7,11 +7,9 @@ points lack, the few steps of the dynamics lack.
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -49,11 +47,7 @@ class EBMSampler(PointsSampler):
     def draw(self, noise: Noise, count: int) -> Tensor:
         x = noise.normal(*self.image_shape, stream=X_T)
         normal = partial(noise.normal, *self.image_shape, stream=STEP)
-        for t in reversed(range(len(self.chain))):
-            row = torch.full((count,), t, device=self.device)
-            y = ebm.recover(self.net, self.chain, x, row, self.step_size, self.langevin_steps, normal)
-            x = y / math.sqrt(1 - float(self.chain.betas[t]))
-        return x
+        return ebm.descend(self.net, self.chain, x, self.step_size, self.langevin_steps, normal)
 
 
 def build(options: Options, weights: Weights, **settings: Any) -> EBMSampler:

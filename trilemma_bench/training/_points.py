@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from typing import Any
 
@@ -69,7 +70,7 @@ class MLPTask(Task):
 
     @abstractmethod
     def draw(self, net: Any, num_points: int, rng: torch.Generator) -> Tensor:
-        """Points of `net`, float [num_points, D]."""
+        """Points of `net`, which is on the CPU: float [num_points, D]."""
 
     @property
     def net(self) -> Any:
@@ -90,7 +91,9 @@ class MLPTask(Task):
 
     @torch.no_grad()
     def grid(self, num_images: int) -> Tensor:
-        return self.draw(self.averages["net"], num_images, torch.Generator().manual_seed(0)).to(self.device)
+        # On the CPU, where a chain has its tables and a generator its numbers, wherever the network is trained.
+        net = copy.deepcopy(self.averages["net"]).cpu()
+        return self.draw(net, num_images, torch.Generator().manual_seed(0))
 
     @property
     def product(self) -> nn.Module:

@@ -73,12 +73,7 @@ class EBMTask(MLPTask):
 
     def draw(self, net: ebm.Energy, num_points: int, rng: torch.Generator) -> Tensor:
         normal = partial(torch.randn, num_points, net.config.dimensions, generator=rng)
-        x = normal()
-        for t in reversed(range(len(self.chain))):
-            row = torch.full((num_points,), t)
-            y = ebm.recover(net, self.chain, x, row, self.recipe.step_size, self.recipe.langevin_steps, normal)
-            x = y / float((1 - self.chain.betas[t]).sqrt())
-        return x
+        return ebm.descend(net, self.chain, normal(), self.recipe.step_size, self.recipe.langevin_steps, normal)
 
 
 TRAINER = TrainerKind(
