@@ -15,7 +15,7 @@ from torch import Tensor
 from trilemma_bench import registry
 from trilemma_bench.data.gaussians25 import MIXTURE, SCALE
 from trilemma_bench.diffusion import Chain, GanChain, linear_betas
-from trilemma_bench.errors import UsageError
+from trilemma_bench.errors import ProtocolError, UsageError
 from trilemma_bench.kinds import SamplerKind, TrainerKind
 from trilemma_bench.nets import mixture, mlp
 from trilemma_bench.samplers import score_sde
@@ -237,6 +237,15 @@ def test_solvers_with_step_sizes_of_their_own_take_images_too(solver: str) -> No
     images = sampler.sample(torch.arange(3))
     assert images.shape == (3, 3, 8, 8)
     assert torch.equal(sampler.sample(torch.tensor([2, 5, 6]))[0], images[2])
+
+
+@pytest.mark.parametrize("solver", ["ode", "adaptive"])
+def test_values_that_are_no_numbers_are_said_at_once(solver: str) -> None:
+    sampler = exact("score_sde", {"solver": solver}, **SHIPPED_CHAIN)
+    sampler.networks["eps"].centres.fill_(math.nan)
+    with EvaluationCounter(sampler.networks) as counter, pytest.raises(ProtocolError, match="NaN or infinite"):
+        sampler.sample(torch.arange(3))
+    assert counter.calls <= 2
 
 
 # --- noise ------------------------------------------------------------------------------------------------

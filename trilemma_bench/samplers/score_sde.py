@@ -10,7 +10,9 @@ sample) and `adaptive` (the stochastic solver of Jolicoeur-Martineau et al. 2021
 size for each sample). Step sizes come from the error of one sample alone, and Langevin steps from expected norms, where
 the authors take those of a batch.
 
-`adaptive` leaves its algorithm in one place: a refused step keeps its noise, and the shorter one after it has that of
+`adaptive` leaves its algorithm in three places. Time is log sigma, and both stages of a step have the same noise, of
+the exact variance of the step. The error is measured beside the point before the last taken step, where the authors
+take that step's first stage. And a refused step keeps its noise, and the shorter one after it has that of
 the same Brownian path, by the bridge to where the refused one ended (rejection sampling with memory, Rackauckas & Nie
 2017, Discrete and Continuous Dynamical Systems B 22(7)). The authors draw it anew, so that noise which makes a small
 error is taken more often. The mean over the many values of an image hides one noise from the error; that over the two
@@ -39,7 +41,10 @@ MAX_TRIALS = 10_000
 
 
 class Options(Frozen):
-    """`snr` is the corrector's signal-to-noise ratio; `tolerance` the adaptive solvers', absolute and relative."""
+    """`steps`, `spacing` and `sde` are of `reverse` and `pc`, `corrector_steps` and `snr` (signal-to-noise) of `pc`.
+
+    `tolerance` is that of `ode` and `adaptive`, relative; absolute, for values under a tenth, it is a tenth of that.
+    """
 
     sde: Literal["vp", "ve"] = "vp"
     solver: Literal["reverse", "pc", "ode", "adaptive"] = "reverse"
@@ -136,6 +141,11 @@ class ScoreSDESampler(NoisePredictor):
                 drawn = noise.normal(*self.image_shape, stream=STEP).double()
                 h, kick = path.ahead(rows, now[rows], h, drawn[rows])
             new, error = self._trial(y[rows], previous[rows], now[rows], h, kick)
+            if not bool(error.isfinite().all()):
+                raise ProtocolError(
+                    "score_sde: NaN or infinite values on the way. The network overflowed (try --dtype float32) or its "
+                    "weights are broken."
+                )
             taken = error.flatten() <= 1
             kept = rows[taken]
             y[kept], previous[kept] = new[taken], y[kept]
