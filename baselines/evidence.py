@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 from pathlib import Path
 
 import matplotlib
@@ -27,6 +28,7 @@ from trilemma_bench.models import parse_model
 from trilemma_bench.reference import canonical_order, load_reference, reference_path
 from trilemma_bench.run import Settings, find_data, find_protocol, images_of, run_spec
 from trilemma_bench.spec import load_protocol
+from trilemma_bench.store import write_atomic
 
 HERE = Path(__file__).resolve().parent
 MODELS = {"ddpm": "ddim:steps=50"}
@@ -93,11 +95,12 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
-    """The rows as CSV."""
-    with open(path, "w", newline="") as stream:
-        writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    """The rows as CSV, whole or not at all: each took minutes to measure."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(path, stream.getvalue().encode())
 
 
 def plot(name: str, rows: list[dict[str, str]], path: Path) -> None:

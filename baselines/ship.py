@@ -41,23 +41,26 @@ def ship(
     compiled: bool,
 ) -> None:
     """Write `folder` from a run's; `options` tell these weights from others of the same sampler and data set."""
-    folder.mkdir(exist_ok=True)
     about = json.loads((run / "run.json").read_text())
+    recipe, trainer = about["recipe"], registry.get("trainer", name)
+    recipe_name = next((key for key, found in trainer.recipes.items() if found.model_dump(mode="json") == recipe), None)
+    grids = sorted((run / "grids").glob("*.png"))
+    if recipe_name is None or not grids:
+        raise SystemExit(f"{run}: {'of no recipe' if grids else 'without a grid'} of {name}; nothing was written")
+    folder.mkdir(exist_ok=True)
     # Networks of points are trained anew in minutes: nothing to go on from.
     resumable = dataset not in POINTS
     for file in ("weights.safetensors", "resume.safetensors") if resumable else ("weights.safetensors",):
         shutil.copyfile(run / file, folder / file)
     thin_curve(run / "curve.csv", folder / "curve.csv")
-    grids = sorted((run / "grids").glob("*.png"))
     shutil.copyfile(grids[-1], folder / "grid.png")
-    trainer = registry.get("trainer", name)
     kind = registry.get("sampler", name)
     weights = kind.load(folder / "weights.safetensors")
     members = mlp.members(weights.config)
     sampler = kind.build(kind.options(), of_train_seed(weights, 0) if members > 1 else weights, micro_batch=1)
     per_evaluation = speed.gflops_per_image(sampler, 1.0)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    recipe = about["recipe"]
+    head = ["git", "-C", str(HERE), "rev-parse", "HEAD"]
+    commit = subprocess.run(head, capture_output=True, text=True, check=True).stdout.strip()
     top = {
         "name": folder.name,
         "title": f"{name}, small network trained in house on {TITLES.get(dataset, dataset)}",
@@ -72,7 +75,7 @@ def ship(
         "the paper's figures.",
     }
     training = {
-        "recipe": next(key for key, found in trainer.recipes.items() if found.model_dump(mode="json") == recipe),
+        "recipe": recipe_name,
         "source": trainer.source,
         "command": command,
         "images_seen": about["images_seen"],
@@ -112,12 +115,14 @@ def thin_curve(source: Path, target: Path, rows: int = 200) -> None:
         csv.writer(stream, lineterminator="\n").writerows([header, *kept])
 
 
-def add_samples(name: str, record: Path, cache: Path) -> None:
-    """Copy the finished shards of a record from a cache into baselines/<name>/samples."""
+def add_samples(folder: Path, record: Path, cache: Path) -> None:
+    """Copy the finished shards of a record from a cache into `folder`/samples, in place of what is there."""
     key = ResultRecord.read(record).samples_key
-    target = HERE / name / "samples" / key
-    shutil.rmtree(target.parent, ignore_errors=True)
-    shutil.copytree(cache / "samples" / key[:2] / key, target)
+    source = cache / "samples" / key[:2] / key
+    if not source.is_dir():
+        raise SystemExit(f"{source}: no such folder; the samples of {record} are not in this cache")
+    shutil.rmtree(folder / "samples", ignore_errors=True)
+    shutil.copytree(source, folder / "samples" / key)
 
 
 if __name__ == "__main__":
@@ -131,14 +136,19 @@ if __name__ == "__main__":
     parser.add_argument("--folder", help="below baselines/, where it is not the sampler's name")
     parser.add_argument("--option", action="append", default=[], help="KEY=VALUE that these weights were trained for")
     parser.add_argument("--samples-of", type=Path, help="record whose shards are added")
-    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--cache", type=Path, help="where these shards are; needed with --samples-of")
     given = parser.parse_args()
+    if (given.samples_of is None) != (given.cache is None):
+        parser.error("--samples-of and --cache go together")
+    if wrong := [item for item in given.option if "=" not in item]:
+        parser.error(f"--option {wrong[0]}: expected KEY=VALUE")
+    folder = HERE / (given.folder or given.name)
     if given.run is not None:
-        options = dict(item.split("=") for item in given.option)
+        options = dict(item.split("=", 1) for item in given.option)
         ship(
-            given.name, given.run, folder=HERE / (given.folder or given.name), dataset=given.dataset,
+            given.name, given.run, folder=folder, dataset=given.dataset,
             options={key: int(value) if value.isdigit() else value for key, value in options.items()},
             command=given.command, cpu=given.cpu, compiled=given.compiled,
         )  # fmt: skip
     if given.samples_of is not None:
-        add_samples(given.name, given.samples_of, given.cache)
+        add_samples(folder, given.samples_of, given.cache)
