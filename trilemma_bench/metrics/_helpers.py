@@ -13,8 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
+from trilemma_bench import stats
 from trilemma_bench.errors import ProtocolError
 from trilemma_bench.kinds import Array, Reference
+from trilemma_bench.record import Score
 
 Float64 = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
@@ -121,6 +123,25 @@ def extractor_of(real: Reference) -> tuple[str, bool]:
             "Make it again with `trilemma-bench reference make`."
         )
     return name, bool(real.about.get("is_inception", False))
+
+
+# --- scores -----------------------------------------------------------------------------------------------
+
+
+def fraction(hits: Bool, *, fixed: str) -> Score:
+    """The share of generated samples that are hits, bool [N], with Wilson's interval.
+
+    `fixed` ends the text on its uncertainty: what of the comparison is not drawn.
+    """
+    count, total = int(hits.sum()), len(hits)
+    return Score(
+        value=count / total,
+        stderr=stats.proportion_stderr(count, total),
+        interval=stats.wilson_interval(count, total),
+        uncertainty=f"Wilson interval over the generated samples; {fixed}",
+        n=total,
+        replicates=stats.leave_out(count / total, hits, groups=GROUPS),
+    )
 
 
 # --- neighbours -------------------------------------------------------------------------------------------

@@ -56,7 +56,8 @@ def compute(
     """The scores of `KINDS` of the `logits` layer.
 
     Raises:
-        ProtocolError: A parameter outside its range, or logits that are not finite.
+        ProtocolError: A parameter outside its range, logits that are not finite or that `classes` refuses, or a
+            reference that does not name its extractor.
     """
     if not 0 < share <= 1:
         raise ProtocolError(f"share = {share}: must be in (0, 1].")

@@ -20,7 +20,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from trilemma_bench import stats
 from trilemma_bench.errors import ProtocolError
 from trilemma_bench.kinds import Array, Metric, Reference
 from trilemma_bench.metrics import _helpers
@@ -68,16 +67,7 @@ def compute(
     _helpers.check_same_width(real.centre[None], features)
     sketch = (features - real.centre) @ real.components
     found = memorised(train=real.train_sketch, held_out=real.held_out_sketch, generated=sketch, ratio=ratio)
-    hits, count = int(found.sum()), len(found)
-    score = Score(
-        value=hits / count,
-        stderr=stats.proportion_stderr(hits, count),
-        interval=stats.wilson_interval(hits, count),
-        uncertainty="Wilson interval over the generated samples; both sets of real images are fixed",
-        n=count,
-        replicates=stats.leave_out(hits / count, found, groups=_helpers.GROUPS),
-    )
-    return {kind.name: score}
+    return {kind.name: _helpers.fraction(found, fixed="both sets of real images are fixed")}
 
 
 def _kinds(extractor: str, is_inception: bool) -> tuple[ScoreKind]:

@@ -55,7 +55,7 @@ def compute(
     reference, samples = _checked(real.features, generated["features"], k)
     precision_kind, recall_kind = _kinds(*_helpers.extractor_of(real))
     return {
-        precision_kind.name: _precision_score(_inside(samples, reference, k)),
+        precision_kind.name: _helpers.fraction(_inside(samples, reference, k), fixed="the reference is fixed"),
         recall_kind.name: _recall_score(reference, samples, k, rng),
     }
 
@@ -77,18 +77,6 @@ def _checked(real: Array, generated: Array, k: int) -> tuple[Array, Array]:
 def _inside(points: Array, centres: Array, k: int) -> _helpers.Bool:
     """Whether each point lies in a closed ball of the centres' manifold, bool [len(points)]."""
     return _helpers.covered(points, centres, _helpers.kth_radii(centres, k=k)[:, None])[:, 0]
-
-
-def _precision_score(inside: _helpers.Bool) -> Score:
-    hits, count = int(inside.sum()), len(inside)
-    return Score(
-        value=hits / count,
-        stderr=stats.proportion_stderr(hits, count),
-        interval=stats.wilson_interval(hits, count),
-        uncertainty="Wilson interval over the generated samples; the reference is fixed",
-        n=count,
-        replicates=stats.leave_out(hits / count, inside, groups=_helpers.GROUPS),
-    )
 
 
 def _recall_score(real: Array, generated: Array, k: int, rng: np.random.Generator) -> Score:
