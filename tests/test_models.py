@@ -11,7 +11,15 @@ import pytest
 from sampler_cases import TINY, lively
 
 from trilemma_bench.errors import UsageError, WeightsError
-from trilemma_bench.models import adopt, find_attribute, import_weights, open_model, parse_model, parse_models
+from trilemma_bench.models import (
+    adopt,
+    find_attribute,
+    import_weights,
+    of_train_seed,
+    open_model,
+    parse_model,
+    parse_models,
+)
 from trilemma_bench.run import run_spec
 from trilemma_bench.spec import load_protocol
 from trilemma_bench.training._loop import write_weights
@@ -61,6 +69,13 @@ def test_a_module_is_told_from_one_that_it_needs(tmp_path: Path, monkeypatch: py
         find_attribute("torchlike_sampler:make", ["ddpm"])
     with pytest.raises(UsageError, match="no model and no module named 'absent.part'"):
         find_attribute("absent.part:make", ["ddpm"])
+
+
+def test_the_only_training_seed_of_weights_of_images_is_these_weights() -> None:
+    weights = lively("ddim", TINY["ddim"].config)
+    assert of_train_seed(weights, 0) is weights
+    with pytest.raises(UsageError, match="train_seed=1; there are the training seeds 0..0"):
+        of_train_seed(weights, 1)
 
 
 # --- weights with a broken configuration --------------------------------------------------------------------

@@ -51,7 +51,7 @@ def load_card(name: str) -> tuple[Card, Path]:
 
     Raises:
         UsageError: No such baseline.
-        WeightsError: A card that cannot be read, or weights whose digest is not the card's.
+        WeightsError: A card that cannot be read.
     """
     if name not in card_names():
         raise unknown_name("baseline", name, card_names())

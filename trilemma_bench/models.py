@@ -266,6 +266,9 @@ def of_train_seed(weights: Weights, index: int) -> Weights:
     count = mlp.members(weights.config)
     if index >= count:
         raise UsageError(f"{weights.source}: {TRAIN_SEED}={index}; there are the training seeds 0..{count - 1}.")
+    if count == 1:
+        # Networks of images among them, whose tensors have no axis of members.
+        return weights
     config = mlp.single(weights.config)
     if weights.tensors is None:
         return untrained(config, weights.seed)
