@@ -30,7 +30,8 @@ def store(name: str, model: str | None, settings: Settings, num_samples: int | N
     _, images = images_of(run_spec(parse_model(model), protocol), data, settings)
     (score,) = [score for score in protocol.scores if score.metric == "class_coverage"]
     logits = registry.get("extractor", score.extractor).build().extract(images)["logits"]
-    modes, count = class_coverage.classes(logits, int(score.params["factors"]))
+    params = {**class_coverage.METRIC.defaults, **score.params}
+    modes, count = class_coverage.classes(logits, int(params["factors"]))
     np.savez_compressed(folder / "modes.npz", modes=modes.astype(np.int16))
     scores = class_coverage.of_histogram(class_coverage.histogram(modes, np.arange(len(modes)) % 20, count))
     said = {"model": model, "protocol": protocol.name}
