@@ -27,7 +27,7 @@ from trilemma_bench.cli import main
 from trilemma_bench.errors import StoreError, UsageError
 from trilemma_bench.expectations import make_expectation, observe
 from trilemma_bench.gate import Expectation, Observation, Verdict, expected_score, judge
-from trilemma_bench.gate_images import expected_images
+from trilemma_bench.gate_images import compare, expected_images
 from trilemma_bench.kinds import Weights
 from trilemma_bench.metrics import precision_recall
 from trilemma_bench.models import open_model, parse_model
@@ -386,6 +386,56 @@ def test_points_are_held_for_each_network_that_was_trained_alike(
     assert states(verdict)["images"] == ("samples", "drift") and "40 points" in verdict.checks[0].message
 
 
+def test_kept_points_are_held_against_their_expectation(world: World, tmp_path: Path) -> None:
+    options = {"dataset": "gaussians25", "protocol": "lite", "num_samples": 100, "num_images": 8, "images_only": True}
+    path = make_expectation(parse_model("exact:ddim:steps=4"), tmp_path, world.settings, **options)
+    expected = Expectation.read(path)
+    record = evaluate_spec(expected.spec, find_data("gaussians25", Settings()), Settings(cache=tmp_path, timed=False))
+    ((_, observed),) = observations([(path, expected)], [record], tmp_path)
+    assert observed.images is not None and observed.images.count == 8 and observed.images.largest == 0
+
+
+def test_other_micro_batches_are_those_of_every_network_that_was_trained_alike(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    right = run._draw
+
+    def noted(model: Any, *rest: Any) -> Any:
+        drawn.append(model.micro_batch)
+        return right(model, *rest)
+
+    monkeypatch.setattr(run, "_draw", noted)
+    monkeypatch.setattr(speed, "ratio_to_reference_load", lambda *_: 1.0)
+    options = {"dataset": "gaussians25", "protocol": "lite", "num_samples": 200, "num_images": 2, "num_seeds": 5}
+    make_expectation(parse_model("ddgan"), tmp_path, world.settings, **options)
+    assert drawn == [1000] * 5 * 5 + [500] * 5
+
+
+class Restless(Blobs):
+    """Its network is called more often for some seeds than for others, as by a solver that chooses its steps."""
+
+    name = "restless"
+
+    def __init__(self) -> None:
+        self.networks = {"net": torch.nn.Identity()}
+
+    def sample(self, seeds: torch.Tensor) -> torch.Tensor:
+        for seed in seeds:
+            for _ in range(1 + int(seed >> 32) % 3):
+                self.networks["net"](seed[None])
+        return super().sample(seeds)
+
+
+def test_evaluations_that_depend_on_the_seed_are_not_expected(
+    blobs: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "drawn", module_of(Restless))
+    options = {**blobs.options, "num_seeds": SEEDS, "num_images": 2}
+    expected = Expectation.read(make_expectation(parse_model("drawn:make"), tmp_path, blobs.settings, **options))
+    assert expected.nfe is None
+
+
 def test_the_speed_of_other_instructions_is_not_judged(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where a virtual machine gives another processor the same name."""
     assert torch.backends.cpu.get_cpu_capability() in Expectation.read(world.path).model_dump_json()
@@ -395,6 +445,27 @@ def test_the_speed_of_other_instructions_is_not_judged(world: World, monkeypatch
 
 
 # --- what cannot be judged --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.5, float("nan"), float("inf")])
+def test_a_speed_factor_that_is_none_is_refused_before_anything_is_measured(
+    factor: float, world: World, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="--speed-factor"):
+        make_expectation(parse_model("none:such"), tmp_path, world.settings, min_speed_factor=factor)
+
+
+def test_models_with_long_paths_have_expectations_with_names_of_their_own() -> None:
+    long = [expectations._stem(f"ddim@{'folder/' * 60}{name}.safetensors", "toy-v1") for name in "ab"]
+    assert len(set(long)) == 2 and max(map(len, long)) < 200
+    assert expectations._stem("ddim:steps=10", "toy-v1") == "ddim_steps=10.toy-v1"
+
+
+def test_points_that_are_no_numbers_are_not_where_they_were() -> None:
+    points = np.zeros((3, 2))
+    broken = np.array([[0, 0], [np.nan, 0], [0, np.inf]])
+    found = compare(broken, points, np.arange(3))
+    assert found.largest == np.inf and found.differing == pytest.approx(2 / 6) and found.worst_seed in (1, 2)
 
 
 def test_a_sampler_that_depends_on_its_companions_gets_no_expectation(

@@ -8,6 +8,7 @@ digests are checked.
 from __future__ import annotations
 
 import datetime
+import math
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from trilemma_bench.gate import (
     SUFFIX,
     Expectation,
     ExpectedImages,
+    ExpectedScore,
     ExpectedSpeed,
     Observation,
     expected_score,
@@ -36,11 +38,12 @@ from trilemma_bench.kinds import Array, Sampler
 from trilemma_bench.models import OpenModel, of_each_train_seed, open_model
 from trilemma_bench.record import Hardware, ResultRecord, file_name
 from trilemma_bench.run import Settings, evaluate_spec, find_data, find_protocol, own_cache, run_spec
-from trilemma_bench.spec import RunSpec, SamplerSpec
+from trilemma_bench.spec import RunSpec, SamplerSpec, digest
 from trilemma_bench.store import image_seeds, sha256, write_atomic
 
 TIMED_SECONDS = 0.1
 """About how long the timed batch of a gate takes: of short pairs of times there can be many."""
+LONGEST_STEM = 150
 
 
 # --- making -----------------------------------------------------------------------------------------------
@@ -72,17 +75,21 @@ def make_expectation(
         num_seeds: Runs 0..num_seeds - 1, and sessions of timing; at least 5.
         num_images: Images of run 0 that are kept.
         images_only: Keep images and nothing else: for samplers too slow to be scored in a gate.
-        min_speed_factor: From which factor on another speed matters.
+        min_speed_factor: From which factor on another speed matters; above 1.
         **run: `device`, `dtype`, `compile`, `batch_size` of the run.
 
     Raises:
-        UsageError: Too few seeds, or nothing to keep.
+        UsageError: Too few seeds, nothing to keep, or a factor that is none.
         TrilemmaError: Input that cannot be used, or a sampler that depends on more than its seeds.
     """
     if num_seeds < MIN_SEEDS and not images_only:
         raise UsageError(f"--seeds {num_seeds}: a spread needs at least {MIN_SEEDS} seeds.")
     if num_images < 1:
         raise UsageError(f"--images {num_images}: a gate needs at least one image.")
+    if not 1 < min_speed_factor < math.inf:
+        raise UsageError(
+            f"--speed-factor {min_speed_factor:g}: must be a number above 1, such as {MIN_SPEED_FACTOR:g}."
+        )
     with own_cache(settings) as fresh:
         data = find_data(dataset, fresh)
         found = find_protocol(protocol, data, num_samples=num_samples)
@@ -115,7 +122,9 @@ def _label(spec: RunSpec, model: OpenModel) -> str:
 
 
 def _stem(model: str, protocol: str) -> str:
-    return file_name(f"{model}.{protocol}")
+    """Of the files of an expectation; file systems take names of 255 bytes, and models are named with their paths."""
+    text = file_name(f"{model}.{protocol}")
+    return text if len(text) <= LONGEST_STEM else f"{text[:LONGEST_STEM]}-{digest(text)[:12]}"
 
 
 def _check_repeatable(spec: RunSpec, model: OpenModel, images: Array) -> None:
@@ -147,16 +156,17 @@ def _measured(
                 "the CPU takes the low 32)."
             )
         ratios.append(speed.ratio_to_reference_load(model.remake(count), count))
-    other = max(1, model.micro_batch // 2)
     # The same images in other micro-batches: their last bits differ, and nothing else.
-    again = open_model(spec.model_copy(update={"batch_size": other})) if spec.sampler.kind != "external" else None
-    rounded = None if again is None else evaluate_spec(spec, data, settings, model=again)
+    other = spec.model_copy(update={"batch_size": max(1, model.micro_batch // 2)})
+    rounded = evaluate_spec(other, data, settings) if spec.sampler.kind != "external" else None
     settings.report("expectation", num_seeds, num_seeds)
     first = records[0]
+    counts = {record.speed.nfe if record.speed is not None else None for record in records}
     return {
         "seeds": tuple(range(num_seeds)),
         "samples_digests": tuple(record.provenance.samples_digest for record in records),
-        "nfe": first.speed.nfe if first.speed is not None else None,
+        # Solvers that choose their steps take others for other seeds.
+        "nfe": counts.pop() if len(counts) == 1 else None,
         "scores": tuple(_expected_scores(records, rounded)),
         "speed": ExpectedSpeed(
             load=speed.REFERENCE_LOAD, num_images=count, ratios=tuple(ratios), min_factor=min_speed_factor,
@@ -168,12 +178,13 @@ def _measured(
     }  # fmt: skip
 
 
-def _expected_scores(records: Sequence[ResultRecord], rounded: ResultRecord | None) -> Iterator[Any]:
+def _expected_scores(records: Sequence[ResultRecord], rounded: ResultRecord | None) -> Iterator[ExpectedScore]:
     for position, item in enumerate(records[0].scores):
         found = [record.scores[position] for record in records]
         failure = next((each.score.failure for each in found if each.score.failure is not None), None)
         if failure is not None:
-            raise UsageError(f"{item.kind.name} failed: {failure} An expectation needs scores; take more samples.")
+            said = failure.rstrip(".")
+            raise UsageError(f"{item.kind.name} failed: {said}. An expectation needs scores; take more samples.")
         other = rounded.scores[position].score.value if rounded is not None else item.score.value
         assert other is not None and item.score.value is not None
         yield expected_score(found, rounding=abs(other - item.score.value))
@@ -214,8 +225,6 @@ def observe(expectation: Expectation, path: Path, settings: Settings) -> Observa
     try:
         with own_cache(settings) as fresh:
             return _observe(expectation, path, fresh)
-    except KeyboardInterrupt:
-        raise
     except Exception as error:
         name = "" if isinstance(error, TrilemmaError) else f"{type(error).__name__}: "
         return Observation(failure=f"{name}{error}")
@@ -248,8 +257,8 @@ def _observe(expectation: Expectation, path: Path, settings: Settings) -> Observ
         count = expectation.speed.num_images
         found = speed.ratio_to_reference_load(model.remake(count), count, enough=expectation.speed.is_usual)
         ratio = (found, machine(spec))
-    digest = model.weights.digest if model.weights is not None else None
-    return Observation(records=records, images=images, speed=ratio, weights_digest=digest)
+    weights_digest = model.weights.digest if model.weights is not None else None
+    return Observation(records=records, images=images, speed=ratio, weights_digest=weights_digest)
 
 
 def draw(

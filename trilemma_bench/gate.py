@@ -6,7 +6,8 @@ dozen of its images (or points), and its time as a multiple of a fixed load's. A
 - **samples**: the same images are drawn again. More than the sampler's tolerance apart is a drift of its own, as is
   another count of network evaluations. It sees what scores cannot: 1 % of noise on the weights, 49 steps for 50.
 - **features**: digests of the extractor and of the reference; other digests are a drift.
-- **metric**: where the images are the same and a seed is one of the expectation's, its scores must be the same numbers.
+- **metric**: where the images are the same and a seed is one of the expectation's, its scores must be the same numbers
+  but for rounding and the smallest effect that matters; no test decides.
 - **scores**: where images moved, or seeds are new, scores are held against the spread over the expected seeds.
 - **speed**: the ratio to the load that was timed beside it.
 
@@ -122,6 +123,7 @@ class Expectation(Frozen):
     samples_digests: tuple[str, ...] = ()
     """SHA-256 over all images of a run, one a seed."""
     nfe: float | None = None
+    """Counted evaluations an image; None where none were observed, or where they depend on the seed."""
     scores: tuple[ExpectedScore, ...] = ()
     images: ExpectedImages | None = None
     speed: ExpectedSpeed | None = None
@@ -163,8 +165,12 @@ def expected_score(found: Sequence[ScoredMetric], *, rounding: float) -> Expecte
     """The expectation of a score from its values under several seeds.
 
     The smallest effect that matters is a quarter of the spread over the seeds, at least 0.1 % of the mean; for
-    fractions (within 0..1 and of coverage, or higher is better) at least 0.01: near 0 they are counts of a few
-    images, whose spread over a few seeds says nothing.
+    fractions (within 0..1 and of coverage, with a target, or higher is better) at least 0.01: near 0 they are counts of
+    a few images, whose spread over a few seeds says nothing.
+
+    Args:
+        found: The score under each seed, none of them failed.
+        rounding: How far it moved on the same images in other micro-batches.
     """
     first = found[0]
     values = tuple(item.score.value for item in found if item.score.value is not None)

@@ -19,7 +19,9 @@ from trilemma_bench.store import image_seeds, kept_images, sha256, write_atomic
 
 
 def compare(found: Array, expected: Array, seeds: npt.NDArray[np.int64]) -> ImageDifference:
-    """The difference of two sets of images, uint8 [N, C, H, W], or of points, float64 [N, D], with their seeds.
+    """The difference of two sets of images, uint8 [N, C, H, W], or of points, float64 [N, D], N >= 1, with their seeds.
+
+    A coordinate that is not a number is infinitely far from all others.
 
     Raises:
         UsageError: The shapes differ.
@@ -29,7 +31,9 @@ def compare(found: Array, expected: Array, seeds: npt.NDArray[np.int64]) -> Imag
             f"the model makes images {found.dtype} {list(found.shape)}; the expectation holds {expected.dtype} "
             f"{list(expected.shape)}. Make it again with `trilemma-bench expect make`."
         )
-    distance = np.abs(found.astype(np.float64) - expected)
+    with np.errstate(invalid="ignore"):
+        distance = np.abs(found.astype(np.float64) - expected)
+    distance[np.isnan(distance)] = np.inf
     of_each = distance.reshape(len(distance), -1).mean(1)
     return ImageDifference(
         count=len(found), largest=float(distance.max()), differing=float((distance > 0).mean()),
@@ -82,6 +86,7 @@ def of_records(
 
     Raises:
         StoreError: The expectation's images are not there, or altered.
+        UsageError: The samples are of another shape.
     """
     if expectation.images is None:
         return None

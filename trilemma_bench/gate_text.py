@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from xml.etree import ElementTree as XML
 
 from trilemma_bench.gate import Check, Verdict
@@ -91,7 +92,7 @@ def _advice(verdict: Verdict) -> list[str]:
     return [*found, REMAKE] if found else []
 
 
-def _table(checks: tuple[Check, ...] | list[Check]) -> list[str]:
+def _table(checks: Sequence[Check]) -> list[str]:
     lines = ["| model | stage | what | expected | found | verdict |", "| :-- | :-- | :-- | --: | --: | :-- |"]
     for check in checks:
         cells = (check.model, check.stage, check.what, check.expected or "–", check.found or "–")
