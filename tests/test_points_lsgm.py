@@ -129,5 +129,5 @@ def test_other_weights_and_exact_ones_are_refused(tmp_path: Path) -> None:
     write_weights(path, {"a": torch.zeros(1)}, config={"mlp": {"class": "vae"}})
     with pytest.raises(WeightsError, match="not of a latent score model. Give what `trilemma-bench train lsgm` wrote"):
         kind.load(path)
-    with pytest.raises(WeightsError, match="exact:lsgm: the optimum of this family is not known"):
+    with pytest.raises(WeightsError, match="exact: the optimum of this family is not known"):
         kind.build(kind.options(), make_weights({}, {"mixture": {"centres": [[0.0, 0.0]], "sigma": 1.0}}, "exact"))

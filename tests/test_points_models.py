@@ -337,12 +337,21 @@ def points_trainers() -> list[tuple[str, str]]:
     return found
 
 
+def test_every_small_recipe_of_points_has_one_of_the_papers_size() -> None:
+    found = set(points_trainers())
+    assert all((name, recipe.replace("cpu", "paper")) in found for name, recipe in found)
+
+
 @pytest.mark.parametrize(("name", "recipe"), points_trainers())
 def test_a_recipe_of_points_trains_and_its_weights_sample(name: str, recipe: str, tmp_path: Path) -> None:
     kind: TrainerKind = registry.get("trainer", name)
     chosen = kind.recipes[recipe]
     members = mlp.members({part: getattr(chosen, part, {}) for part in mlp.PARTS})
     assert members == (5 if "cpu" in recipe else 1)
+    if "paper" in recipe:  # three layers of 512 (the classifier of `adm` is smaller), batch 512, 50,000 iterations
+        sizes = [getattr(chosen, part, None) or {} for part in mlp.PARTS if part != "classifier"]
+        assert {(size["width"], size["depth"]) for size in sizes if size} == {(512, 3)}
+        assert (chosen.batch, chosen.duration_kimg) == (512, 25_600)
     short = chosen.model_copy(update={"batch": 8 * members, "duration_kimg": 3 * 8 * members / 1000})
     task = kind.task(short, torch.device("cpu"))
     data = registry.get("dataset", "gaussians25").open("test")

@@ -19,10 +19,13 @@ from torch import Tensor, nn
 from trilemma_bench.errors import UsageError, WeightsError
 from trilemma_bench.images import to_uint8
 from trilemma_bench.kinds import Weights
+from trilemma_bench.models import open_model, parse_model
 from trilemma_bench.nets import ncsnpp
 from trilemma_bench.nets.stylegan2 import build_generator as build_stylegan2
+from trilemma_bench.run import run_spec
 from trilemma_bench.samplers import ddgan, ddim, ddpm, stylegan2
 from trilemma_bench.samplers._helpers import LABEL, LATENT, STEP, X_T, Noise, make_weights, untrained
+from trilemma_bench.spec import load_protocol
 
 CPU = torch.device("cpu")
 SEEDS = torch.tensor([5, 2**33 + 1, 0])
@@ -200,6 +203,14 @@ def test_options_that_ddim_has_not_are_refused(options: dict[str, Any]) -> None:
 def test_more_steps_than_the_chain_has_are_refused() -> None:
     with pytest.raises(UsageError, match=r"steps must be in 1\.\.1000"):
         tiny_sampler("ddim", options={"steps": 1001})
+    with pytest.raises(UsageError, match=r"steps must be in 2\.\.1000"):
+        tiny_sampler("diffusers", options={"steps": 1001})
+
+
+def test_noise_that_would_rise_is_refused() -> None:
+    for options in ({"sigma_max": 1e-4}, {"sigma_min": 2.0, "sigma_max": 1.0}, {"sigma_min": 1e6}):
+        with pytest.raises(UsageError, match="sigma_min must be below sigma_max; got"):
+            tiny_sampler("ncsn", options=options)
 
 
 # --- DDGAN and StyleGAN2 against the authors'
@@ -223,11 +234,15 @@ def test_ddgan_samples_along_the_authors_trajectory(name: str) -> None:
     torch.testing.assert_close(torch.stack([*inputs[1:], image]), case["traj_x_next"], atol=2e-5, rtol=0)
 
 
-def test_ddgan_takes_its_steps_from_the_weights_unless_an_option_says_otherwise() -> None:
+def test_ddgan_takes_its_steps_from_the_weights_where_they_say_them_and_else_from_the_option() -> None:
     assert tiny_sampler("ddgan").expected_nfe == 4
-    assert tiny_sampler("ddgan", options={"num_timesteps": 2}).expected_nfe == 2
+    assert tiny_sampler("ddgan", options={"num_timesteps": 2}).expected_nfe == 2  # a network before training
     with pytest.raises(ValueError, match="num_timesteps"):
         ddgan.Options(num_timesteps=0)
+    model = parse_model("ddgan:num_timesteps=3")
+    with pytest.raises(WeightsError, match="trained for T = 4 steps; got num_timesteps=3. Every T needs weights"):
+        open_model(run_spec(model, load_protocol("gaussians25-v1")))
+    assert open_model(run_spec(parse_model("exact:" + str(model)), load_protocol("gaussians25-v1")))
 
 
 @pytest.mark.parametrize("name", oracle_names("stylegan2/*.npz"))
@@ -405,7 +420,7 @@ def test_the_authors_files_load_and_their_configuration_is_read_off_the_shapes(
             "num_res_blocks": 2, "attn_resolutions": [16], "n_mlp": 4, "nz": 12, "z_emb_dim": 24,
         },
         "pixel_block": 1,
-        "num_timesteps": 4,
+        "usual_num_timesteps": 4,
     }  # fmt: skip
     sampler = ddgan.build(ddgan.Options(num_timesteps=1), weights, micro_batch=1)
     assert sampler.image_shape == (3, 32, 32)
@@ -432,7 +447,7 @@ def test_the_authors_256_pixel_files_are_recognised(tmp_path: Path) -> None:
     torch.save(ncsnpp.build_generator(config).state_dict(), tmp_path / "netG_550.pth")
     weights = ddgan.load(tmp_path / "netG_550.pth")
     found = {key: weights.config["generator"][key] for key in config}
-    assert (found, weights.config["num_timesteps"]) == (config, 2)
+    assert (found, weights.config["usual_num_timesteps"]) == (config, 2)
     assert ddgan.build(ddgan.Options(), weights).image_shape == (3, 256, 256)
 
 

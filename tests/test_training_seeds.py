@@ -92,7 +92,7 @@ def test_seeds_of_training_are_those_of_the_weights() -> None:
 def test_a_seed_that_was_not_trained_is_refused() -> None:
     with pytest.raises(UsageError, match=r"train_seed=5; there are the training seeds 0\.\.4"):
         open_model(spec("ddpm:train_seed=5"))
-    with pytest.raises(UsageError, match="train_seed=many: there are weights for 0, 1"):
+    with pytest.raises(UsageError, match=r"train_seed=many: there are weights for training seeds 0, 1, 2 \.\.\.\.$"):
         parse_model("ddpm:train_seed=many")
     with pytest.raises(UsageError, match="takes a built-in model without weights"):
         parse_model("exact:ddpm:train_seed=1")
@@ -104,6 +104,18 @@ def test_the_optimum_takes_the_chain_of_the_baseline_and_no_weights() -> None:
     assert model.sampler.expected_nfe == 7  # type: ignore[attr-defined]
     assert model.sampler.chain.betas.tolist() == open_model(spec("ddpm")).sampler.chain.betas.tolist()  # type: ignore[attr-defined]
     assert str(parse_model("exact:ddim:steps=7")) == "exact:ddim:steps=7"
+
+
+@pytest.mark.parametrize("model", ["exact:ddgan:predict=eps", "exact:ddgan:latent=none"])
+def test_the_optimum_does_not_take_the_name_of_an_ablation(model: str) -> None:
+    with pytest.raises(UsageError, match="tells trained weights apart; the optimum has none. Leave it out"):
+        parse_model(model)
+
+
+@pytest.mark.parametrize("option", ["temperature=inf", "temperature=1e999"])
+def test_a_number_without_bound_is_refused(option: str) -> None:
+    with pytest.raises(UsageError, match=f"vae: option {option}: expected a finite number"):
+        parse_model(f"vae:{option}")
 
 
 def test_the_optimum_of_images_is_not_known() -> None:

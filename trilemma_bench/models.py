@@ -79,6 +79,10 @@ def parse_model(text: str) -> SamplerSpec:
         inner = parse_model(rest)
         if inner.kind != "builtin" or weights or TRAIN_SEED in inner.options:
             raise UsageError(f"{text}: {head} takes a built-in model without weights, such as {head}:ddgan.")
+        if head == "exact":
+            inner_kind: SamplerKind = registry.get("sampler", inner.name)
+            for key in sorted(set(inner.options) - set(inner_kind.options.model_fields)):
+                raise UsageError(f"{text}: {key} tells trained weights apart; the optimum has none. Leave it out.")
         return inner.model_copy(update={"kind": head})
     if head in registry.names("sampler"):
         kind: SamplerKind = registry.get("sampler", head)
@@ -112,7 +116,7 @@ def _check_options(kind: SamplerKind, given: dict[str, str]) -> dict[str, Any]:
     for key, value in given.items():
         if key in of_weights:
             if value not in of_weights[key]:
-                listed = ", ".join(of_weights[key])
+                listed = "training seeds 0, 1, 2 ..." if key == TRAIN_SEED else ", ".join(of_weights[key])
                 raise UsageError(f"{kind.name}: option {key}={value}: there are weights for {listed}.")
             chosen[key] = of_weights[key][value]
     try:
@@ -122,6 +126,9 @@ def _check_options(kind: SamplerKind, given: dict[str, str]) -> dict[str, Any]:
         name = ".".join(str(part) for part in first["loc"])
         raise UsageError(f"{kind.name}: option {name}={first['input']}: {first['msg']}.") from error
     found: dict[str, Any] = options.model_dump(mode="json", exclude_unset=True)
+    for key, number in options:
+        if isinstance(number, float) and not math.isfinite(number):
+            raise UsageError(f"{kind.name}: option {key}={given[key]}: expected a finite number.")
     return {**found, **chosen}
 
 

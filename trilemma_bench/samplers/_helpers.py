@@ -340,9 +340,11 @@ def network_of(weights: Weights, part: str, build: Any) -> nn.Module:
     """`build(weights.config[part])`, initialised from `weights.seed` with torch's generator put back as it was.
 
     Raises:
-        WeightsError: The configuration is not one of this family.
+        WeightsError: The configuration is not one of this family, or stands for an optimum that is not known.
     """
     config = weights.config.get(part)
+    if "mixture" in weights.config:
+        raise WeightsError(f"{weights.source}: the optimum of this family is not known in closed form.")
     if not isinstance(config, Mapping):
         found = ", ".join(sorted(weights.config)) or "nothing"
         raise WeightsError(

@@ -51,13 +51,12 @@ class PointsSampler(ImageSampler):
         **settings: Any,
     ) -> None:
         config = weights.config
-        if "mixture" not in config:
-            net: Any = built(network_of(weights, "mlp", build), weights)
-            dimensions = net.config.dimensions
-        elif exact is None:
-            raise WeightsError(f"exact:{name}: the optimum of this family is not known in closed form.")
-        else:
+        net: Any
+        if "mixture" in config and exact is not None:
             net, dimensions = exact(config), len(config["mixture"]["centres"][0])
+        else:
+            net = built(network_of(weights, "mlp", build), weights)
+            dimensions = net.config.dimensions
         settings["micro_batch"] = settings.get("micro_batch") or MICRO_BATCH
         scale = float(config.get("scale", 1.0))
         super().__init__(name, {"net": net}, (dimensions,), identity=weights.digest, scale=scale, **settings)

@@ -42,7 +42,7 @@ and two threads for one changed nothing.
 
 
 class Options(Frozen):
-    """`num_timesteps` T overrides what the weights' configuration says (authors' files do not say)."""
+    """`num_timesteps` T is for weights that do not say theirs (the authors' files); else it must be what they say."""
 
     num_timesteps: int | None = Field(default=None, ge=1)
 
@@ -52,7 +52,7 @@ class DDGANSampler(ImageSampler):
 
     def __init__(self, options: Options, weights: Weights, **settings: Any) -> None:
         config = weights.config
-        self.chain = GanChain(options.num_timesteps or int(config.get("num_timesteps", 4)))
+        self.chain = GanChain(_num_timesteps(options, weights))
         generator, shape = _network(weights, self.chain)
         scale = float(config.get("scale", 1.0))
         super().__init__("ddgan", {"G": generator}, shape, identity=weights.digest, scale=scale, **settings)
@@ -73,6 +73,23 @@ class DDGANSampler(ImageSampler):
             step = noise.normal(*self.image_shape, stream=STEP) if index else torch.zeros_like(x)
             x = self.chain.previous(output, x, t, step, predict=self.predict)
         return x
+
+
+def _num_timesteps(options: Options, weights: Weights) -> int:
+    """T of the chain.
+
+    Raises:
+        WeightsError: Another one than the weights were trained for.
+    """
+    config, wanted = weights.config, options.num_timesteps
+    trained = config.get("num_timesteps")
+    # Neither the optimum nor a network before training belongs to a chain.
+    if weights.tensors and trained is not None and wanted not in (None, trained):
+        raise WeightsError(
+            f"{weights.source}: trained for T = {trained} steps; got num_timesteps={wanted}. Every T needs weights of "
+            "its own: leave the option out, or name them as ddgan@PATH."
+        )
+    return wanted or int(trained or config.get("usual_num_timesteps", 4))
 
 
 def _network(weights: Weights, chain: GanChain) -> tuple[nn.Module, Shape]:
@@ -122,7 +139,7 @@ def _released_config(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Any
         "attn_resolutions": [16], "n_mlp": len(linears) - 1, "nz": int(first.shape[1]),
         "z_emb_dim": int(first.shape[0]),
     }  # fmt: skip
-    return {"generator": generator, "pixel_block": 1, "num_timesteps": 4 if topology["image_size"] == 32 else 2}
+    return {"generator": generator, "pixel_block": 1, "usual_num_timesteps": 4 if topology["image_size"] == 32 else 2}
 
 
 def build(options: Options, weights: Weights, **settings: Any) -> DDGANSampler:

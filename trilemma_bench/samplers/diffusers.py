@@ -13,6 +13,7 @@ from diffusers import DPMSolverMultistepScheduler, HeunDiscreteScheduler, UniPCM
 from pydantic import Field
 from torch import Tensor
 
+from trilemma_bench.errors import UsageError
 from trilemma_bench.kinds import SamplerKind, Weights
 from trilemma_bench.samplers._epsilon import TOLERANCE, NoisePredictor, load, micro_batch
 from trilemma_bench.samplers._helpers import X_T, Noise
@@ -38,6 +39,10 @@ class DiffusersSampler(NoisePredictor):
 
     def __init__(self, options: Options, weights: Weights, **settings: Any) -> None:
         super().__init__("diffusers", weights, **settings)
+        if options.steps > len(self.chain):
+            raise UsageError(
+                f"steps must be in 2..{len(self.chain)}, the length of the trained chain; got {options.steps}."
+            )
         self.options = options
 
     def scheduler(self) -> Any:

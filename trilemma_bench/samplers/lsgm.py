@@ -46,8 +46,6 @@ class LSGMSampler(ImageSampler):
 
     def __init__(self, options: Options, weights: Weights, **settings: Any) -> None:
         config = weights.config
-        if "mixture" in config:
-            raise WeightsError("exact:lsgm: the optimum of this family is not known in closed form.")
         self.options = options
         self.chain = Chain(linear_betas(int(config.get("num_train_steps", 1000)), **(config.get("betas") or {})))
         autoencoder = part_of(weights, "autoencoder", vae.build)

@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from trilemma_bench.errors import UsageError
 from trilemma_bench.kinds import SamplerKind, Weights
 from trilemma_bench.samplers._epsilon import TOLERANCE, NoisePredictor, load, micro_batch
 from trilemma_bench.samplers._helpers import STEP, X_T, Noise
@@ -43,6 +44,11 @@ class NCSNSampler(NoisePredictor):
         sigmas = self.chain.sigma
         low = max(options.sigma_min or 0.0, float(sigmas[0]))
         high = min(options.sigma_max or math.inf, float(sigmas[-1]))
+        if low >= high:
+            raise UsageError(
+                f"sigma_min must be below sigma_max; got {options.sigma_min or 'the least'} and "
+                f"{options.sigma_max or 'the largest'} on a chain of {float(sigmas[0]):.2g} to {float(sigmas[-1]):.2g}."
+            )
         wanted = torch.logspace(math.log10(high), math.log10(low), options.levels, dtype=torch.float64)
         # The nearest levels that the network was trained at, each as often as it comes.
         self.times = [int((sigmas.log() - level.log()).abs().argmin()) for level in wanted]

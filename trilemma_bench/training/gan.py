@@ -51,16 +51,18 @@ def recipe(*, width: int, members: int, batch: int, steps: int, lr: float, frequ
     return GANRecipe(generator={**shared, "nz": 4}, discriminator=critic, **settings)
 
 
-_CPU: dict[str, Any] = {"width": 64, "members": 5, "batch": 128, "steps": 10_000, "lr": 1e-3, "frequencies": 5}
-
-RECIPES = {
-    "gaussians25-paper": recipe(width=512, members=1, batch=512, steps=50_000, lr=1e-4),
-    "gaussians25-cpu": recipe(**_CPU),
-    "gaussians25-cpu-sn": recipe(**_CPU, spectral_norm=True, penalty=0.0),
-    "gaussians25-cpu-wgan-gp": recipe(**_CPU, loss="wgan_gp", penalty=0.1, critic_steps=5),
-    # Not scaled, as DDGAN's points are, so that the chain's noises are the same ones.
-    "gaussians25-cpu-augment": recipe(**_CPU, augment=4, scale=1.0, extent=5.0, penalty=0.05),
+SIZES: dict[str, dict[str, Any]] = {
+    "paper": {"width": 512, "members": 1, "batch": 512, "steps": 50_000, "lr": 1e-4},
+    "cpu": {"width": 64, "members": 5, "batch": 128, "steps": 10_000, "lr": 1e-3, "frequencies": 5},
 }
+VARIANTS: dict[str, dict[str, Any]] = {
+    "": {}, "-sn": {"spectral_norm": True, "penalty": 0.0},
+    "-wgan-gp": {"loss": "wgan_gp", "penalty": 0.1, "critic_steps": 5},
+    # Not scaled, as DDGAN's points are, so that the chain's noises are the same ones.
+    "-augment": {"augment": 4, "scale": 1.0, "extent": 5.0, "penalty": 0.05},
+}  # fmt: skip
+
+RECIPES = {f"gaussians25-{size}{name}": recipe(**SIZES[size], **VARIANTS[name]) for size in SIZES for name in VARIANTS}
 
 
 class GANTask(Task):

@@ -24,14 +24,15 @@ class VAERecipe(MLPRecipe):
 
 
 _CPU: dict[str, Any] = sizes(members=5, batch=256, steps=4000, lr=3e-3)
-_SMALL: dict[str, Any] = {"class": "vae", "width": 64, "depth": 3, "frequencies": 4, "members": 5}
+_SMALL: dict[str, Any] = {"class": "vae", "width": 64, "depth": 3, "frequencies": 4, "nz": 2, "members": 5}
+_PAPER: dict[str, Any] = sizes(members=1, batch=512, steps=50_000, lr=1e-3)
+_LARGE: dict[str, Any] = {"class": "vae", "width": 512, "depth": 3, "nz": 2}
 
 RECIPES = {
-    "gaussians25-paper": VAERecipe(
-        mlp={"class": "vae", "width": 512, "depth": 3, "nz": 2}, lr=1e-3, **sizes(members=1, batch=512, steps=50_000)
-    ),
-    "gaussians25-cpu": VAERecipe(mlp={**_SMALL, "nz": 2}, **_CPU),
-    "gaussians25-cpu-levels2": VAERecipe(mlp={**_SMALL, "nz": 2, "levels": 2}, **_CPU),
+    "gaussians25-paper": VAERecipe(mlp=_LARGE, **_PAPER),
+    "gaussians25-paper-levels2": VAERecipe(mlp={**_LARGE, "levels": 2}, **_PAPER),
+    "gaussians25-cpu": VAERecipe(mlp=_SMALL, **_CPU),
+    "gaussians25-cpu-levels2": VAERecipe(mlp={**_SMALL, "levels": 2}, **_CPU),
 }
 
 
