@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 import torch
 
-from trilemma_bench import registry
+from trilemma_bench import cards, registry
+from trilemma_bench.diffusion import GanChain
 from trilemma_bench.run import evaluate
 from trilemma_bench.training import EmaSpec
 from trilemma_bench.training._loop import train
@@ -23,6 +25,33 @@ PROMISES = {
     "ddim:steps=50": (25, 0.85),
 }
 """Modes captured, and the least fraction of points of high quality."""
+
+
+def test_the_protocol_states_scale_steps_and_betas_of_every_shipped_network() -> None:
+    text = (files("trilemma_bench") / "protocols" / "gaussians25-v1.toml").read_text().replace("#", " ")
+    text = " ".join(text.split())
+    states = lambda *parts: all(part in text for part in parts)  # noqa: E731
+    for name in (name for name in cards.card_names() if name.startswith("gaussians25-")):
+        card, folder = cards.load_card(name)
+        config = registry.get("sampler", card.sampler).load(folder / card.weights).config
+        unscaled = card.sampler == "ddgan" or card.options.get("variant") == "augment"
+        assert config["scale"] == (1 if unscaled else 5), name
+        if "betas" in config:
+            start, end, steps = config["betas"]["start"], config["betas"]["end"], config["num_train_steps"]
+            start = f"{start:.0e}".replace("e-0", "e-")
+            assert config["betas"]["power"] == 3, name
+            assert states(f"{steps} steps", f"betas from {start} to {end:g} that"), name
+        if "bins" in config:
+            assert states(f"{config['bins']} cells a coordinate")
+        if "levels" in config:
+            low, high, inner = config["sigma_min"], config["sigma_max"], config["langevin_steps"]
+            assert states(f"ebm {config['levels']} steps, noise over signal from {low:g} to {high:g} in equal ratios")
+            assert states(f"{inner} steps of Langevin dynamics of size {config['step_size']:g}")
+        if "num_timesteps" in config:
+            assert config["num_timesteps"] in (1, 2, 4, 8), name
+    chain = GanChain(4)
+    assert states("points divided by 5; those of ddgan and of gan:variant=augment divided by 1")
+    assert states("4 steps (ddgan also 1, 2, 8)", f"schedule from {chain.beta_min:g} to {chain.beta_max:g}")
 
 
 def measured(model: str, cache: Path) -> dict[str, float]:

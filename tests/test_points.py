@@ -148,6 +148,13 @@ def test_points_of_other_dimensions_are_refused(tmp_path: Path) -> None:
         score_images(path, spec, find_data("gaussians25", Settings()), Settings(cache=tmp_path))
 
 
+def test_too_few_points_are_called_points(tmp_path: Path) -> None:
+    path = write(tmp_path / "few.npy", np.zeros((5, 2)))
+    spec = run_spec(SamplerSpec(name="few", kind="external"), small())
+    with pytest.raises(ProtocolError, match=rf"needs {COUNT} generated points; .*few.npy has 5. --num-samples 5"):
+        score_images(path, spec, find_data("gaussians25", Settings()), Settings(cache=tmp_path))
+
+
 class Mine:
     """Real points, as anybody's own sampler would make them: every seed its own generator."""
 

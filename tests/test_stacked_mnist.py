@@ -17,14 +17,14 @@ from trilemma_bench import cards, models, published, registry
 from trilemma_bench import reference as references
 from trilemma_bench.cli import app
 from trilemma_bench.data import stackedmnist
-from trilemma_bench.errors import WeightsError
+from trilemma_bench.errors import ProtocolError, WeightsError
 from trilemma_bench.features import mnist_classifier
 from trilemma_bench.kinds import UInt8Images
 from trilemma_bench.metrics import class_coverage
 from trilemma_bench.models import open_model, parse_model
 from trilemma_bench.record import ResultRecord
-from trilemma_bench.run import run_spec
-from trilemma_bench.spec import Option, load_protocol
+from trilemma_bench.run import Settings, find_data, run_spec, score_images
+from trilemma_bench.spec import Option, SamplerSpec, load_protocol
 
 PROTOCOL = load_protocol("stackedmnist-v1")
 
@@ -70,6 +70,17 @@ def test_score_counts_the_modes_of_a_file_without_the_data_set(tmp_path: Path, m
     assert captured is not None
     # Nine in ten of these digits or more are read as what they are.
     assert captured.value == pytest.approx(len(set(classes.tolist())), rel=0.1)
+
+
+def test_digits_without_their_margin_are_refused_and_not_to_be_resized(tmp_path: Path) -> None:
+    """28 x 28 is how others stack them; stretched to 32 x 32 they would be other digits."""
+    images, _ = triplets(8)
+    np.save(tmp_path / "small.npy", images[:, :, 2:30, 2:30])
+    spec = run_spec(SamplerSpec(name="small", kind="external"), PROTOCOL.with_num_generated(8))
+    with pytest.raises(
+        ProtocolError, match=r"\[3, 28, 28\]; .*needs images of \[3, 32, 32\]. Bring them .* as the real"
+    ):
+        score_images(tmp_path / "small.npy", spec, find_data("stackedmnist", Settings()), Settings(cache=tmp_path))
 
 
 def test_collapsed_images_keep_one_mode() -> None:

@@ -289,7 +289,8 @@ def _without_speed(
         raise ProtocolError(
             f"{source.label} makes {_what(source.shape)} of {list(source.shape)}; {protocol.name} needs "
             f"{_what(protocol.image_shape)} of {list(protocol.image_shape)}. "
-            "Resize them before (no protocol resizes silently), or name another data set."
+            "Bring them to that shape as the real ones were (docs/protocols.md; nothing is resized silently), "
+            "or name another data set."
         )
     extractors = {name: Extraction(name, settings, spec.device) for name in _names(wanted)}
     real: dict[str, Reference] = {}
@@ -482,7 +483,7 @@ def _image_source(images: ImageSet, spec: RunSpec, *, label: str, family: str) -
     count = spec.protocol.num_generated
     if len(images) < count:
         raise ProtocolError(
-            f"{spec.protocol.name} needs {count} generated images; {images.name} has {len(images)}. "
+            f"{spec.protocol.name} needs {count} generated {_what(images.shape)}; {images.name} has {len(images)}. "
             f"--num-samples {len(images)} measures them under a variant with that count."
         )
     rng = np.random.Generator(np.random.Philox(key=np.array([spec.seed, 0], np.uint64)))
@@ -674,7 +675,7 @@ def _features(
             parts[name].append(extraction.of(images))
         seen += len(images)
     if seen < count:
-        raise ProtocolError(f"{protocol.name} needs {count} generated images; got {seen}.")
+        raise ProtocolError(f"{protocol.name} needs {count} generated {_what(protocol.image_shape)}; got {seen}.")
     source.digest = total.hexdigest()
     return {
         name: {layer: np.concatenate([part[layer] for part in found])[:count] for layer in found[0]}

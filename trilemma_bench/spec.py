@@ -116,7 +116,7 @@ class Protocol(Frozen):
         if count == self.num_generated:
             return self
         if count < 2:
-            raise ProtocolError(f"{self.name} needs at least 2 generated images; got --num-samples {count}.")
+            raise ProtocolError(f"{self.name} needs at least 2 generated samples; got --num-samples {count}.")
         title = self.title.replace(f"{self.num_generated:,}", f"{count:,}")
         return self.model_copy(update={"name": f"{self.name}@n{count}", "title": title, "num_generated": count})
 
