@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -105,6 +106,21 @@ def test_the_gate_judges_them_and_writes_each_of_its_formats(
     assert (tmp_path / "step.md").read_text().endswith((tmp_path / "gate.md").read_text())
     suites = ElementTree.parse(tmp_path / "gate.xml").getroot()
     assert {suite.get("name"): suite.get("failures") for suite in suites} == {"ddgan": "1", "stylegan2": "1"}
+
+
+def test_the_table_of_ablations_is_that_of_the_records() -> None:
+    rows_of_table = re.findall(
+        r"^\| .*? \| `(\S+)` \| ([\d, ]+) \| ([\d.]+) \|",
+        (RESULTS.parent / "docs/coverage.md").read_text(),
+        re.MULTILINE,
+    )
+    assert len(rows_of_table) == 8
+    found = {record.model: record for record in RECORDS if record.spec.protocol.name == "gaussians25-v1"}
+    for model, modes, quality in rows_of_table:
+        captured, high = found[model].score("modes_captured"), found[model].score("high_quality")
+        assert captured is not None and high is not None and high.value is not None
+        assert [int(count) for count in modes.split(",")] == list(captured.per_seed), model
+        assert f"{high.value:.2f}" == quality, model
 
 
 def test_the_sweep_that_ships_is_a_curve_and_has_its_fewest_evaluations(tmp_path: Path) -> None:
