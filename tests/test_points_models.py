@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from sampler_cases import tiny_sampler
+from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from trilemma_bench import registry
@@ -19,7 +20,7 @@ from trilemma_bench.errors import ProtocolError, UsageError
 from trilemma_bench.kinds import SamplerKind, TrainerKind
 from trilemma_bench.nets import mixture, mlp
 from trilemma_bench.samplers import score_sde
-from trilemma_bench.samplers._helpers import STEP, Noise, make_weights
+from trilemma_bench.samplers._helpers import STEP, X_T, Noise, make_weights
 from trilemma_bench.speed import EvaluationCounter
 from trilemma_bench.training._loop import Limits, train
 
@@ -196,6 +197,29 @@ def test_solvers_with_step_sizes_of_their_own_do_not_look_at_companions() -> Non
     sampler.micro_batch = 4
     points = sampler.sample(torch.arange(4))
     torch.testing.assert_close(sampler.sample(torch.tensor([2, 9, 8, 7]))[0], points[2], rtol=0, atol=1e-4)
+
+
+def test_the_probability_flow_ends_where_scipys_solver_ends() -> None:
+    """RK45 is what the authors solve it with; its step size is that of a batch, ours that of a sample."""
+    sampler = exact("score_sde", {"solver": "ode", "tolerance": 1e-4}, **SHIPPED_CHAIN)
+    sampler.micro_batch = 8
+    seeds = torch.arange(8)
+    start, end = float(sampler.log_sigma[-1]), float(sampler.log_sigma[0])
+
+    def eps(log_sigma: float, y: np.ndarray) -> np.ndarray:
+        rows = torch.from_numpy(y.reshape(-1, 2))
+        found: np.ndarray = sampler._eps(rows, torch.full((len(rows), 1), log_sigma).double()).numpy().ravel()
+        return found
+
+    x_T = Noise(seeds, torch.device("cpu")).normal(2, stream=X_T).double().numpy().ravel()
+    flow = solve_ivp(
+        lambda s, y: math.exp(s) * eps(s, y), (start, end), x_T * math.sqrt(1 + math.exp(2 * start)),
+        method="RK45", rtol=1e-6, atol=1e-6,
+    )  # fmt: skip
+    last = flow.y[:, -1]
+    expected = SCALE * (last - math.exp(end) * eps(end, last)).reshape(-1, 2)
+    found = sampler.sample(seeds).numpy()
+    assert np.abs(found - expected).max() < 0.2 * MIXTURE.sigma
 
 
 def test_the_adaptive_solver_weighs_the_modes_as_they_are() -> None:

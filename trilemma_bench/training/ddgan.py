@@ -98,7 +98,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "": {}, "-T1": {"num_timesteps": 1}, "-T2": {"num_timesteps": 2}, "-T8": {"num_timesteps": 8},
     "-no-latent": {"nz": 0}, "-direct": {"predict": "direct"}, "-eps": {"predict": "eps"},
 }  # fmt: skip
-"""Numbers of steps, and the ablations of Xiao et al. 2022, table 3: no latent variable, direct denoising, noise."""
+"""Numbers of steps, and the ablations of Xiao et al. 2022, table 2: no latent variable, direct denoising, noise."""
 
 PAPER: dict[str, Any] = {"width": 512, "members": 1, "batch": 512, "steps": 50_000, "lr": 1e-4}
 CPU: dict[str, Any] = {
