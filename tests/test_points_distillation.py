@@ -94,3 +94,18 @@ def test_a_student_that_knows_the_answer_has_no_loss(name: str) -> None:
     untrained = float(found.loss(points, step).detach())
     found.networks["net"] = found.averages["net"] = Answer()
     assert float(found.loss(points, Step(0, 0, torch.Generator().manual_seed(0)))) < 0.02 * untrained
+
+
+def test_a_consistency_models_distance_is_linear_far_away_and_square_near() -> None:
+    """Of points between two modes, which a squared distance is all about, and of those at one."""
+    points, far, near = torch.zeros(8, 2), [], []
+    for huber, found in ((1e-6, far), (1e3, near)):
+        shifted = task("consistency", huber=huber)
+        for shift in (1.0, 3.0):
+            shifted.teacher.step = lambda x, t, t_prev, shift=shift: torch.full_like(x, shift)
+            shifted.teacher.pairs = [(499, -1)]
+            shifted.networks["net"].run = lambda x, t: torch.zeros_like(x)
+            shifted.networks["net"].coefficients = lambda t, like: (torch.zeros(8, 1), torch.ones(8, 1))
+            found.append(float(shifted.loss(points, Step(0, 0, torch.Generator().manual_seed(0)))))
+    assert far == pytest.approx([2**0.5, 3 * 2**0.5], rel=1e-3)
+    assert near[1] / near[0] == pytest.approx(9, rel=0.05)
