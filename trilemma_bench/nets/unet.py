@@ -1,4 +1,4 @@
-"""The epsilon-prediction network of DDPM and DDIM: diffusers' `UNet2DModel` (Ho et al. 2020, arXiv 2006.11239).
+"""The denoising network of DDPM and DDIM: diffusers' `UNet2DModel` (Ho et al. 2020, arXiv 2006.11239).
 
 A configuration is that model's own, with one key beside it: `pixel_block` (see `pixel_blocks`).
 """
@@ -37,20 +37,20 @@ CIFAR10_PAPER: dict[str, Any] = {
 """google/ddpm-cifar10-32: 35,746,307 parameters."""
 
 
-class EpsilonNet(nn.Module):
-    """Predicts the noise in x_t: (x_t float [N, C, H, W], t int64 [N]) -> eps float [N, C, H, W]."""
+class Denoiser(nn.Module):
+    """Predicts the noise in x_t, or v: (x_t float [N, C, H, W], t int64 [N]) -> float [N, C, H, W]."""
 
     def __init__(self, unet: UNet2DModel) -> None:
         super().__init__()
         self.unet = unet
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        eps: Tensor = self.unet(x_t, t, return_dict=False)[0]
-        return eps
+        predicted: Tensor = self.unet(x_t, t, return_dict=False)[0]
+        return predicted
 
 
 def build(config: Mapping[str, Any]) -> nn.Module:
-    """The network of a `UNet2DModel` configuration: (x_t, t) -> eps.
+    """The network of a `UNet2DModel` configuration: (x_t, t) -> what it was trained to predict.
 
     Raises:
         UsageError: A key that is not one of `UNet2DModel`'s.
@@ -65,11 +65,11 @@ def build(config: Mapping[str, Any]) -> nn.Module:
         unet = UNet2DModel(**settings)
     except (ValueError, TypeError, AssertionError) as error:
         raise WeightsError(f"UNet2DModel refuses this configuration: {error}") from error
-    return in_pixel_blocks(EpsilonNet(unet), int(config.get("pixel_block", 1)))
+    return in_pixel_blocks(Denoiser(unet), int(config.get("pixel_block", 1)))
 
 
 def unet_of(net: nn.Module) -> UNet2DModel:
     """The `UNet2DModel` inside what `build` returned: its state dict has diffusers' keys."""
     net = inside(net)
-    assert isinstance(net, EpsilonNet), "built by build()"
+    assert isinstance(net, Denoiser), "built by build()"
     return net.unet

@@ -1,4 +1,4 @@
-"""What the samplers of one epsilon-prediction network share: the network, its chain and the way down it, its files."""
+"""What the samplers of one noise-predicting network share: the network, its chain and the way down it, its files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DDIM in 50 steps (eta 0 and 1) and 200, DDPM in 200, and DDPM's shipped images o
 
 
 class NoisePredictor(ImageSampler):
-    """A sampler over `Chain` with a network that predicts the noise in x_t."""
+    """A sampler over `Chain` with a network that predicts the noise in x_t, by itself or through v."""
 
     def __init__(self, name: str, weights: Weights, **settings: Any) -> None:
         config = weights.config
