@@ -65,6 +65,16 @@ def test_where_names_would_cover_each_other_the_efficient_ones_stay(count: int, 
     assert len(axes.texts) == named
 
 
+def test_the_name_of_the_slowest_model_lies_on_its_left() -> None:
+    table = rows(RECORDS).tables[0]
+    found = frontier(table)
+    assert found is not None
+    with figures._style(serif=False):
+        names = figures.trilemma(table, found).axes[0].texts
+    sides = {name.xy[0]: name.get_horizontalalignment() for name in names}
+    assert sides == {0.1: "left", 2.0: "left", 4.0: "left", 20.0: "right"}
+
+
 def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
     first = [path.read_bytes() for path in figures.write_figures(rows(RECORDS), tmp_path / "a")]
     again = [path.read_bytes() for path in figures.write_figures(rows(RECORDS), tmp_path / "b")]

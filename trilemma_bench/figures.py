@@ -6,6 +6,7 @@ printers lose anything; text in SVG stays text.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -107,6 +108,7 @@ def trilemma(table: Table, found: Frontier, *, width: float = WIDTHS["page"]) ->
     _log_x(axes)
     named = found.rows if len(found.rows) <= MAX_NAMES else found.efficient
     values = [table.value(row, coverage) for row in found.rows]
+    costs = [table.value(row, cost) for row in found.rows]
     for index, row in enumerate(found.rows):
         seconds, value = table.value(row, cost), table.value(row, quality)
         axes.errorbar(
@@ -118,9 +120,12 @@ def trilemma(table: Table, found: Frontier, *, width: float = WIDTHS["page"]) ->
             marker=MARKERS[index % len(MARKERS)], edgecolors="black", linewidths=edge, zorder=2,
         )  # fmt: skip
         if row in named:
-            name = axes.annotate(_short(row.label), (seconds, value), (4, 5), textcoords="offset points")
-            # A long name may leave the axes; it must not squeeze them.
-            name.set_in_layout(False)
+            # A long name may leave the axes, but not squeeze them; those of the slowest models go to the left.
+            slow = math.log(seconds / min(costs)) > 0.8 * math.log(max(costs) / min(costs))
+            axes.annotate(
+                _short(row.label), (seconds, value), (-4 if slow else 4, 5), textcoords="offset points",
+                horizontalalignment="right" if slow else "left",
+            ).set_in_layout(False)  # fmt: skip
     front = sorted((table.value(row, cost), table.value(row, quality)) for row in found.efficient)
     axes.plot(*zip(*front, strict=True), color="0.5", linestyle="--", linewidth=0.8, zorder=0)
     if len(set(values)) > 1:
