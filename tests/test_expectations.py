@@ -350,12 +350,22 @@ def test_sampling_one_and_a_half_times_slower_is_a_drift_of_the_speed(
 ) -> None:
     monkeypatch.setitem(sys.modules, "paced", module_of(Paced))
     monkeypatch.setattr(expectations, "timed_count", lambda model, most: 20)
-    path = make_expectation(
-        parse_model("paced:make"), tmp_path, world.settings, **world.options, num_seeds=SEEDS, num_images=4
-    )
-    assert gate(world, path).exit_code == 0
-    monkeypatch.setattr(Paced, "slower", 1.5)
-    verdict = gate(world, path)
+    for attempt in ("first", "second", "third"):
+        monkeypatch.setattr(Paced, "slower", 1.0)
+        path = make_expectation(
+            parse_model("paced:make"),
+            tmp_path / attempt,
+            world.settings,
+            **world.options,
+            num_seeds=SEEDS,
+            num_images=4,
+        )
+        assert gate(world, path).exit_code == 0
+        monkeypatch.setattr(Paced, "slower", 1.5)
+        verdict = gate(world, path)
+        # Made while others took the machine, the expected times may lie too far apart to judge by, which it says.
+        if ("speed", "not judged") not in states(verdict).values():
+            break
     assert verdict.exit_code == 1 and verdict.stages == ("speed",)
 
 
