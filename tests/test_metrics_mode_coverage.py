@@ -142,3 +142,8 @@ def test_the_best_fraction_of_high_quality_is_that_of_real_samples() -> None:
     assert kinds["mode_spread"].target == 1
     kinds = {kind.name: kind for kind in METRIC.kinds_of(extractor(), (2,), {})}
     assert kinds["high_quality"].target == pytest.approx(0.98889, abs=1e-5)
+
+
+def test_the_interval_names_the_groups_that_there_were() -> None:
+    assert scores(draw(5, 1))["modes_captured"].uncertainty.startswith("jackknife over 5 groups")
+    assert scores(draw(500, 1))["modes_captured"].uncertainty.startswith("jackknife over 20 groups")

@@ -33,7 +33,15 @@ from trilemma_bench.samplers._helpers import read_tensors
 from trilemma_bench.training import _checkpoint
 from trilemma_bench.training._ema import EmaSpec, ema_copy, ema_update
 from trilemma_bench.training._loop import WARM_UP_STEPS, Feed, Step, Task, batch_indices, write_weights
-from trilemma_bench.training.ddgan import RECIPES, DDGANTask, cosine_lr, fake_loss, gradient_penalty, real_loss
+from trilemma_bench.training.ddgan import (
+    RECIPES,
+    DDGANRecipe,
+    DDGANTask,
+    cosine_lr,
+    fake_loss,
+    gradient_penalty,
+    real_loss,
+)
 
 NAMES = registry.names("trainer")
 DRAWING = [name for name in NAMES if name in registry.names("sampler")]
@@ -161,12 +169,17 @@ def test_the_denoising_term_falls_to_its_end_and_the_papers_recipe_has_none(end:
     extra = []
     for number in range(4):
         task.load_state(copy.deepcopy(state))
-        extra.append(loss_g(task, number) - loss_g(tiny_task("ddgan", denoising=0.0), number))
+        extra.append(loss_g(task, number) - loss_g(tiny_task("ddgan", denoising=0.0, denoising_end=0.0), number))
     assert extra[0] == pytest.approx(10 * float(images.square().mean()), rel=0.2)  # an untrained network says nearly 0
     assert extra[1] == pytest.approx(extra[0] * (10 + end) / 20, rel=0.01)
     assert extra[2] == pytest.approx(extra[0] * end / 10, rel=0.01)
     assert extra[3] == pytest.approx(extra[2], rel=0.01)
     assert RECIPES["paper"].denoising == 0
+
+
+def test_a_denoising_term_that_fades_over_no_time_is_refused() -> None:
+    with pytest.raises(ValueError, match="denoising_kimg, which must be more than 0; got 0"):
+        DDGANRecipe.model_validate({**RECIPES["paper"].model_dump(), "denoising": 2.0})
 
 
 def test_relativistic_losses_compare_the_two_images_of_one_noisier_image(task: DDGANTask, case: OracleCase) -> None:

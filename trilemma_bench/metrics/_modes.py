@@ -23,7 +23,6 @@ from scipy.special import digamma
 
 from trilemma_bench import stats
 from trilemma_bench.kinds import Array
-from trilemma_bench.metrics import _helpers
 from trilemma_bench.record import Score, ScoreKind
 
 CAPTURED = ScoreKind(name="modes_captured", axis="coverage", higher_is_better=True, label="modes")
@@ -88,6 +87,6 @@ def jackknifed(value: float, replicates: list[float], limits: tuple[float, float
         value=value,
         stderr=stderr,
         interval=stats.symmetric_interval(value, stderr, dof=len(known) - 1, bounds=limits),
-        uncertainty=f"jackknife over {_helpers.GROUPS} groups of generated samples",
+        uncertainty=f"jackknife over {len(known)} groups of generated samples",
         n=count,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -53,6 +54,15 @@ class DDGANRecipe(Recipe):
     denoising_kimg: float = 0.0
     regression_kimg: float = 0.0
     lr_regression: float = 0.0
+
+    @model_validator(mode="after")
+    def _fades_over_some_time(self) -> DDGANRecipe:
+        if self.denoising != self.denoising_end and self.denoising_kimg <= 0:
+            raise ValueError(
+                f"denoising goes from {self.denoising} to {self.denoising_end} over denoising_kimg, which must be more "
+                f"than 0; got {self.denoising_kimg}"
+            )
+        return self
 
 
 class PointsRecipe(DDGANRecipe):
@@ -308,8 +318,8 @@ class DDGANTask(Task):
     def _denoising(self, step: Step) -> float:
         """Weight of the squared error at this step."""
         recipe = self.recipe
-        if not recipe.denoising:
-            return 0.0
+        if recipe.denoising == recipe.denoising_end:
+            return recipe.denoising
         left = max(0.0, 1 - step.images_seen / (1000 * recipe.denoising_kimg))
         return recipe.denoising_end + (recipe.denoising - recipe.denoising_end) * left
 
