@@ -103,7 +103,7 @@ def test_points_have_a_panel_each_with_what_they_cost(tmp_path: Path) -> None:
     table = rows(RECORDS).tables[0]
     centres = np.array([[-1.0, 0.0], [1.0, 0.0]])
     clouds = {row.record.name: np.repeat(centres, 5, 0) + index for index, row in enumerate(table.rows[:3])}
-    paths = figures.write_figures(rows(RECORDS), tmp_path, points=clouds, centres={"toy": centres})
+    paths = figures.write_figures(rows(RECORDS), tmp_path, samples=clouds, centres={"toy": centres})
     assert [path.name for path in paths][-2:] == ["toy-v1-points.png", "toy-v1-points.svg"]
     with figures._style(serif=False):
         panels = figures.point_panels(table, [(row, clouds[row.record.name]) for row in table.rows[:3]], centres)
@@ -123,6 +123,26 @@ def test_points_without_known_modes_are_drawn_where_most_of_them_lie() -> None:
     with figures._style(serif=False):
         (axes,) = figures.point_panels(table, [(table.rows[0], cloud)], None, width=3.25).axes[:1]
     assert 2 < axes.get_xlim()[1] < 6
+
+
+def test_images_have_a_panel_each_the_first_of_their_seed(tmp_path: Path) -> None:
+    table = rows(RECORDS).tables[0]
+    rng = np.random.default_rng(0)
+    images = {
+        row.record.name: rng.integers(256, size=(count, channels, 4, 4), dtype=np.uint8)
+        for row, count, channels in zip(table.rows, (40, 13, 3), (3, 1, 3), strict=False)
+    }
+    paths = figures.write_figures(rows(RECORDS), tmp_path, samples=images)
+    assert [path.name for path in paths][-2:] == ["toy-v1-samples.png", "toy-v1-samples.svg"]
+    shown = [(row, images[row.record.name]) for row in table.rows[:3]]
+    with figures._style(serif=False):
+        panels = [axes for axes in figures.image_panels(table, shown).axes if axes.get_visible()]
+    sizes = [(24, 24), (8, 24), (4, 12)]
+    for axes, (row, found), size in zip(panels, shown, sizes, strict=True):
+        sheet = np.asarray(axes.images[0].get_array())
+        assert sheet.shape[:2] == size
+        np.testing.assert_array_equal(sheet[:4, 4:8].reshape(4, 4, -1), found[1].transpose(1, 2, 0))
+        assert row.label in axes.get_title() and f"NFE {row.record.speed.nfe:g}" in axes.get_title()
 
 
 def test_what_cannot_be_drawn_is_said(tmp_path: Path) -> None:

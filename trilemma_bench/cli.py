@@ -416,17 +416,23 @@ def plot(
     width: Annotated[str, typer.Option(help="column or page, as in the field's proceedings.")] = "page",
     serif: Annotated[bool, typer.Option("--serif", help="Serif type.")] = False,
 ) -> None:
-    """Write the trilemma figure, the curves of sweeps and the samples of points as PNG and SVG.
+    """Write the trilemma figure, the curves of sweeps and the samples as PNG and SVG.
 
-    Needs trilemma-bench[plot]. Points come from the cache, or are drawn again.
+    Needs trilemma-bench[plot]. Images come from the cache or from what ships; points too, or they are drawn again.
     """
     from trilemma_bench.figures import write_figures
     from trilemma_bench.ranking import rows
+    from trilemma_bench.report import first_images
     from trilemma_bench.results import read_records
+    from trilemma_bench.store import cache_folder
 
     records = read_records(results)
-    points, centres = _points(records)
-    paths = write_figures(rows(records), out, metric=metric, width=width, serif=serif, points=points, centres=centres)
+    samples, centres = _points(records)
+    for record in records:
+        images = first_images(record, cache_folder())
+        if images is not None:
+            samples[record.name] = images
+    paths = write_figures(rows(records), out, metric=metric, width=width, serif=serif, samples=samples, centres=centres)
     print(f"wrote {', '.join(str(path) for path in paths)}")
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from trilemma_bench.errors import UsageError
 from trilemma_bench.frontier import Frontier, frontier
-from trilemma_bench.kinds import Array
+from trilemma_bench.kinds import Array, is_points
 from trilemma_bench.ranking import Cell, Column, Leaderboard, Row, Table, curve_column
 from trilemma_bench.record import file_name
 from trilemma_bench.render import header
@@ -42,10 +42,10 @@ def write_figures(
     metric: str | None = None,
     width: str = "page",
     serif: bool = False,
-    points: Mapping[str, Array] | None = None,
+    samples: Mapping[str, Array] | None = None,
     centres: Mapping[str, Array] | None = None,
 ) -> list[Path]:
-    """The trilemma figure, the curves and the points of each table, as PNG (300 dpi) and SVG; returns the paths.
+    """The trilemma figure, the curves and the samples of each table, as PNG (300 dpi) and SVG; returns the paths.
 
     Args:
         board: What is drawn.
@@ -53,7 +53,7 @@ def write_figures(
         metric: The column of the curves; None takes each table's first of quality.
         width: `column` or `page`.
         serif: Serif type, as in most papers' text.
-        points: Samples [N, 2] of records by their names; each has a panel.
+        samples: Of records by their names, points [N, 2] or images uint8 [N, C, H, W]; each has a panel.
         centres: Of the modes [K, 2], by data set.
 
     Raises:
@@ -62,15 +62,18 @@ def write_figures(
     if width not in WIDTHS:
         raise UsageError(f"--width {width}: there are {', '.join(WIDTHS)}.")
     paths: list[Path] = []
+    kept = samples or {}
     with _style(serif):
         for number, table in enumerate(board.tables):
             several = sum(other.protocol == table.protocol for other in board.tables) > 1
             stem = file_name(table.protocol) + (f"-{number}" if several else "")
             found = _figures(table, metric, WIDTHS[width])
-            shown = [(row, (points or {})[row.record.name]) for row in table.rows if row.record.name in (points or {})]
-            if shown:
+            shown = [(row, kept[row.record.name]) for row in table.rows if row.record.name in kept]
+            if shown and is_points(shown[0][1].shape[1:]):
                 modes = (centres or {}).get(shown[0][0].record.spec.protocol.dataset)
                 found.append(("points", point_panels(table, shown, modes, width=WIDTHS[width])))
+            elif shown:
+                found.append(("samples", image_panels(table, shown, width=WIDTHS[width])))
             for name, figure in found:
                 paths += _save(figure, folder / f"{stem}-{name}")
     if not paths:
@@ -157,7 +160,10 @@ def curve_figure(table: Table, lines: Sequence[Curve], column: Column, *, width:
 PANELS = {"column": 2, "page": 4}
 """Panels beside each other."""
 PANEL_POINTS = 2000
-PANEL_SCORES = ("modes_captured", "high_quality", "nfe", "seconds_per_100_images")
+PANEL_IMAGES = 6
+"""Images beside and above each other in a panel."""
+POINT_SCORES = ("modes_captured", "high_quality")
+COSTS = ("nfe", "seconds_per_100_images")
 
 
 def point_panels(
@@ -171,39 +177,65 @@ def point_panels(
         centres: Of the modes [K, 2], drawn as crosses; None for none.
         width: Inches.
     """
-    across = PANELS["column" if width <= WIDTHS["column"] else "page"]
-    down = -(-len(shown) // across)
-    side = width / across
-    figure = _figure(width, down * side * 1.3)
-    grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+    figure, panels = _panels(table, [row for row, _ in shown], POINT_SCORES, width)
     # All panels show the same part of the plane: that of the modes, or where most points of all lie.
     inside = centres if centres is not None else np.concatenate([np.quantile(p, [0.01, 0.99], 0) for _, p in shown])
     low, high = inside.min(), inside.max()
     margin = 0.15 * (high - low)
-    for axes in grid.flat:
-        axes.set_visible(False)
-    for axes, (row, points) in zip(grid.flat, shown, strict=False):
-        axes.set_visible(True)
+    for axes, (_, points) in zip(panels, shown, strict=True):
         if centres is not None:
             axes.plot(*centres.T, "+", color=OKABE_ITO[1], markersize=5, markeredgewidth=0.5, zorder=1)
         # Thousands of marks would make the SVG large: these alone are pixels in it.
         axes.plot(*points[:PANEL_POINTS].T, ".", color=OKABE_ITO[0], markersize=1, markeredgewidth=0, rasterized=True)
         axes.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin), aspect="equal")
-        axes.tick_params(labelbottom=False, labelleft=False, length=0)
-        axes.grid(visible=False)
-        axes.set_title("\n".join([_short(row.label), *_costs(table, row)]), fontsize=6).set_in_layout(True)
     return figure
 
 
-def _costs(table: Table, row: Row) -> list[str]:
-    """Two short lines: modes and quality, evaluations and seconds; what is not known is left out."""
+def image_panels(table: Table, shown: Sequence[tuple[Row, Array]], *, width: float = WIDTHS["page"]) -> Figure:
+    """A panel for each row: the first of its images uint8 [N, C, H, W], at most `PANEL_IMAGES` squared, and its costs.
+
+    Args:
+        table: Where the rows' numbers stand.
+        shown: Rows with their images, none of which is chosen: they are the first of the seed.
+        width: Inches.
+    """
+    front = frontier(table)
+    figure, panels = _panels(
+        table, [row for row, _ in shown], [column.name for column in front.columns[:2]] if front else [], width
+    )
+    for axes, (_, images) in zip(panels, shown, strict=True):
+        count, channels, height, side = images.shape
+        down, across = max(1, min(PANEL_IMAGES, count // PANEL_IMAGES)), min(PANEL_IMAGES, count)
+        sheet = images[: down * across].reshape(down, across, channels, height, side).transpose(0, 3, 1, 4, 2)
+        sheet = sheet.reshape(down * height, across * side, channels)
+        axes.imshow(sheet if channels == 3 else sheet[..., 0], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    return figure
+
+
+def _panels(table: Table, shown: Sequence[Row], scores: Sequence[str], width: float) -> tuple[Figure, list[Axes]]:
+    """Square axes for each row without ticks, headed by its name, these scores and what it costs."""
+    across = PANELS["column" if width <= WIDTHS["column"] else "page"]
+    down = -(-len(shown) // across)
+    figure = _figure(width, down * width / across * 1.3)
+    panels = list(figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat)
+    for axes in panels[len(shown) :]:
+        axes.set_visible(False)
+    for axes, row in zip(panels, shown, strict=False):
+        axes.tick_params(labelbottom=False, labelleft=False, length=0)
+        axes.grid(visible=False)
+        lines = [_short(row.label), _values(table, row, scores), _values(table, row, COSTS)]
+        axes.set_title("\n".join(lines), fontsize=6).set_in_layout(True)
+    return figure, panels[: len(shown)]
+
+
+def _values(table: Table, row: Row, names: Sequence[str]) -> str:
+    """Short text of a row's values in these columns; what is not known is left out."""
     texts = {}
     for column in table.columns:
         value = table.cell(row, column).value
-        if column.name in PANEL_SCORES and value is not None:
+        if column.name in names and value is not None:
             texts[column.name] = f"{_plain(column.label)} {value:.3g}"
-    pairs = (PANEL_SCORES[:2], PANEL_SCORES[2:])
-    return [", ".join(texts[name] for name in pair if name in texts) for pair in pairs]
+    return ", ".join(texts[name] for name in names if name in texts)
 
 
 def write_waterfalls(name: str, moves: Mapping[str, Sequence[tuple[str, float]]], folder: Path) -> list[Path]:

@@ -60,17 +60,23 @@ def write_report(
 
 def grid(record: ResultRecord, cache: Path) -> bytes | None:
     """PNG of the first images of a record, or None where they are not kept."""
-    key = record.samples_key
-    folders = [cache / "samples" / key[:2], *sorted(baselines_folder().glob("*/samples"))]
-    images = kept_images(key, record.spec.seed, GRID, *folders) if key else None
-    images = _shipped_images(record) if images is None else images
-    if images is None or images.ndim != 4 or images.shape[1] not in (1, 3):
+    images = first_images(record, cache)
+    if images is None:
         return None
     # A row that is not full would end in black.
     whole = len(images) // COLUMNS * COLUMNS or len(images)
     content = io.BytesIO()
     write_grid(content, images[:whole], columns=min(COLUMNS, whole))
     return content.getvalue()
+
+
+def first_images(record: ResultRecord, cache: Path) -> Array | None:
+    """The first images of a record, uint8 [<= GRID, 1 or 3, H, W], or None where they are not kept."""
+    key = record.samples_key
+    folders = [cache / "samples" / key[:2], *sorted(baselines_folder().glob("*/samples"))]
+    images = kept_images(key, record.spec.seed, GRID, *folders) if key else None
+    images = _shipped_images(record) if images is None else images
+    return None if images is None or images.ndim != 4 or images.shape[1] not in (1, 3) else images
 
 
 def _shipped_images(record: ResultRecord) -> Array | None:
