@@ -98,9 +98,9 @@ def _network(weights: Weights, chain: Chain) -> tuple[nn.Module, Shape]:
     return predicts(net), (channels, size, size)
 
 
-def micro_batch(weights: Weights, images: int) -> int:
-    """How many a sampler takes at once by default: `images`, or 1000 points, which cost next to nothing each."""
-    return images if "unet" in weights.config else 1000
+def micro_batch(weights: Weights) -> int:
+    """How many a sampler takes at once by default: 50 images, or 1000 points, which cost next to nothing each."""
+    return 50 if "unet" in weights.config else 1000
 
 
 def load(path: Path) -> Weights:

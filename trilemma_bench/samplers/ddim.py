@@ -47,7 +47,7 @@ class DDIMSampler(EpsilonSampler):
 
 def build(options: Options, weights: Weights, **settings: Any) -> DDIMSampler:
     """The sampler on `device`, in `dtype`, with micro-batches of 50 (points: 1000) by default."""
-    settings["micro_batch"] = settings.get("micro_batch") or micro_batch(weights, 50)
+    settings["micro_batch"] = settings.get("micro_batch") or micro_batch(weights)
     return DDIMSampler(options, weights, **settings)
 
 

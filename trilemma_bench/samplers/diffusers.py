@@ -73,7 +73,7 @@ class DiffusersSampler(NoisePredictor):
 
 def build(options: Options, weights: Weights, **settings: Any) -> DiffusersSampler:
     """The sampler on `device`, in `dtype`, with micro-batches of 50 (points: 1000) by default."""
-    settings["micro_batch"] = settings.get("micro_batch") or micro_batch(weights, 50)
+    settings["micro_batch"] = settings.get("micro_batch") or micro_batch(weights)
     return DiffusersSampler(options, weights, **settings)
 
 

@@ -74,20 +74,7 @@ RECIPES = {
         batch=128, duration_kimg=102_400, ema=EmaSpec(decay=0.9999), flips=True,
         unet={**unet.CIFAR10_PAPER, "dropout": 0.1}, lr=2e-4, warmup_steps=5000,
     ),
-    "cpu-small": DDPMRecipe(
-        batch=64, duration_kimg=20_000, ema=EmaSpec(halflife_kimg=50, rampup=0.05), flips=True, bf16=True,
-        channels_last=True, lr=6e-4, warmup_steps=300,
-        unet={
-            "sample_size": 16, "in_channels": 12, "out_channels": 12, "pixel_block": 2,
-            "block_out_channels": [32, 96], "layers_per_block": 1, "attention_head_dim": 96,
-            "down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
-            "norm_num_groups": 16, "norm_eps": 1e-6, "downsample_padding": 0, "freq_shift": 1,
-            "flip_sin_to_cos": False,
-        },
-    ),
-    "cpu-medium": DDPMRecipe(
-        duration_kimg=20_000, flips=True, lr=1.5e-3, decay_kimg=50, unet=_UNET_64, **_FEW_IMAGES
-    ),
+    "cpu-small": DDPMRecipe(duration_kimg=20_000, flips=True, lr=1.5e-3, decay_kimg=50, unet=_UNET_64, **_FEW_IMAGES),
     "stackedmnist-cpu": DDPMRecipe(
         duration_kimg=2000, flips=False, lr=2e-3, decay_kimg=30, unet=_UNET_64, **_FEW_IMAGES
     ),
