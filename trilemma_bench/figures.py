@@ -208,6 +208,7 @@ def image_panels(table: Table, shown: Sequence[tuple[Row, Array]], *, width: flo
         down, across = max(1, min(PANEL_IMAGES, count // PANEL_IMAGES)), min(PANEL_IMAGES, count)
         sheet = images[: down * across].reshape(down, across, channels, height, side).transpose(0, 3, 1, 4, 2)
         sheet = sheet.reshape(down * height, across * side, channels)
+        axes.set_axis_off()
         axes.imshow(sheet if channels == 3 else sheet[..., 0], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     return figure
 
@@ -234,7 +235,7 @@ def _values(table: Table, row: Row, names: Sequence[str]) -> str:
     for column in table.columns:
         value = table.cell(row, column).value
         if column.name in names and value is not None:
-            texts[column.name] = f"{_plain(column.label)} {value:.3g}"
+            texts[column.name] = f"{_plain(column.label)} {value:{'.0f' if abs(value) >= 100 else '.3g'}}"
     return ", ".join(texts[name] for name in names if name in texts)
 
 
