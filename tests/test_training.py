@@ -878,4 +878,6 @@ def test_two_processes_train_to_the_weights_of_one(tmp_path: Path) -> None:
     one, two = (state_of(tmp_path / name) for name in ("one", "two"))
     assert one["step"] == two["step"] == 6
     for key, weight in one["networks"]["eps"].items():
-        torch.testing.assert_close(two["networks"]["eps"][key], weight, atol=2e-5, rtol=1e-4, msg=key)
+        # A bias of all keys moves no softmax: its gradient is rounding, of which Adam makes whole steps.
+        if not key.endswith("to_k.bias"):
+            torch.testing.assert_close(two["networks"]["eps"][key], weight, atol=2e-5, rtol=1e-4, msg=key)
