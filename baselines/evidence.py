@@ -76,12 +76,13 @@ def measure(name: str, run: Path, target: Path) -> list[dict[str, str]]:
         record = evaluate(f"{model_of(name)}@{path}", dataset="cifar10", protocol="lite")
         row = {"images_seen": str(images_seen), "hours": f"{np.interp(images_seen, seen, hours):.3f}"}
         for item in record.scores:
-            if item.kind.name in SCORES and item.score.value is None:
+            if item.kind.name not in SCORES:
+                continue
+            if item.score.value is None:
                 raise SystemExit(f"{path}: no {item.kind.name}: {item.score.failure}")
-            if item.kind.name in SCORES:
-                low, high = item.score.interval or (item.score.value, item.score.value)
-                row |= {item.kind.name: f"{item.score.value:.6g}", f"{item.kind.name}_low": f"{low:.6g}",
-                        f"{item.kind.name}_high": f"{high:.6g}"}  # fmt: skip
+            low, high = item.score.interval or (item.score.value, item.score.value)
+            row |= {item.kind.name: f"{item.score.value:.6g}", f"{item.kind.name}_low": f"{low:.6g}",
+                    f"{item.kind.name}_high": f"{high:.6g}"}  # fmt: skip
         rows[images_seen] = row
         write_rows(target, [rows[key] for key in sorted(rows)])
         print(" ".join(f"{k} {v}" for k, v in row.items() if "_low" not in k and "_high" not in k), flush=True)

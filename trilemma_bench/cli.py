@@ -422,16 +422,11 @@ def plot(
     """
     from trilemma_bench.figures import write_figures
     from trilemma_bench.ranking import rows
-    from trilemma_bench.report import first_images
     from trilemma_bench.results import read_records
-    from trilemma_bench.store import cache_folder
 
     records = read_records(results)
     samples, centres = _points(records)
-    for record in records:
-        images = first_images(record, cache_folder())
-        if images is not None:
-            samples[record.name] = images
+    samples |= _images(records)
     paths = write_figures(rows(records), out, metric=metric, width=width, serif=serif, samples=samples, centres=centres)
     print(f"wrote {', '.join(str(path) for path in paths)}")
 
@@ -455,6 +450,18 @@ def _points(records: list[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         if mixture is not None:
             centres[record.spec.protocol.dataset] = mixture.centres
     return found, centres
+
+
+def _images(records: list[Any]) -> dict[str, Any]:
+    """The first images of the records whose images are kept, by name."""
+    from trilemma_bench.kinds import is_points
+    from trilemma_bench.report import first_images
+    from trilemma_bench.store import cache_folder
+
+    cache = cache_folder()
+    shown = [record for record in records if not is_points(record.spec.protocol.image_shape)]
+    found = {record.name: first_images(record, cache) for record in shown}
+    return {name: images for name, images in found.items() if images is not None}
 
 
 @app.command(epilog=EPILOG)

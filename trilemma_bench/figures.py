@@ -16,6 +16,7 @@ import numpy as np
 
 from trilemma_bench.errors import UsageError
 from trilemma_bench.frontier import Frontier, frontier
+from trilemma_bench.images import sheet, whole_rows
 from trilemma_bench.kinds import Array, is_points
 from trilemma_bench.ranking import Cell, Column, Leaderboard, Row, Table, curve_column
 from trilemma_bench.record import file_name
@@ -204,12 +205,9 @@ def image_panels(table: Table, shown: Sequence[tuple[Row, Array]], *, width: flo
         table, [row for row, _ in shown], [column.name for column in front.columns[:2]] if front else [], width
     )
     for axes, (_, images) in zip(panels, shown, strict=True):
-        count, channels, height, side = images.shape
-        down, across = max(1, min(PANEL_IMAGES, count // PANEL_IMAGES)), min(PANEL_IMAGES, count)
-        sheet = images[: down * across].reshape(down, across, channels, height, side).transpose(0, 3, 1, 4, 2)
-        sheet = sheet.reshape(down * height, across * side, channels)
+        first = sheet(whole_rows(images[: PANEL_IMAGES**2], PANEL_IMAGES), min(PANEL_IMAGES, len(images)))
         axes.set_axis_off()
-        axes.imshow(sheet if channels == 3 else sheet[..., 0], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.imshow(first, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     return figure
 
 

@@ -393,13 +393,26 @@ def write_png_folder(images: ImageSet | UInt8Images, path: str | Path, labels: A
 
 def write_grid(path: str | Path | IO[bytes], images: UInt8Images, columns: int = 8) -> None:
     """One PNG of images uint8 [N, C, H, W] side by side, `columns` in a row, without gaps."""
+    Image.fromarray(sheet(images, columns)).save(path, format="PNG")
+
+
+def sheet(images: UInt8Images, columns: int = 8) -> UInt8Images:
+    """Images uint8 [N, C, H, W] side by side, `columns` in a row: [rows * H, columns * W, 3], or two axes if C = 1.
+
+    A last row that is not full ends in black.
+    """
     count, channels, height, width = images.shape
     rows = -(-count // columns)
-    sheet = np.zeros((rows * columns, channels, height, width), np.uint8)
-    sheet[:count] = images
-    sheet = sheet.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
-    sheet = sheet.reshape(rows * height, columns * width, channels)
-    Image.fromarray(sheet.squeeze(2) if channels == 1 else sheet).save(path, format="PNG")
+    full = np.zeros((rows * columns, channels, height, width), np.uint8)
+    full[:count] = images
+    full = full.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
+    full = full.reshape(rows * height, columns * width, channels)
+    return full.squeeze(2) if channels == 1 else full
+
+
+def whole_rows(images: UInt8Images, columns: int) -> UInt8Images:
+    """As many of `images` as fill rows of `columns`; all of them where there are fewer than one row takes."""
+    return images[: len(images) // columns * columns or len(images)]
 
 
 def write_npz(images: ImageSet | UInt8Images, path: str | Path, labels: Array | None = None) -> Path:

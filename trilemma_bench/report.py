@@ -12,7 +12,7 @@ from trilemma_bench.cards import baselines_folder
 from trilemma_bench.errors import UsageError
 from trilemma_bench.gate import SUFFIX, Expectation
 from trilemma_bench.gate_images import expected_images
-from trilemma_bench.images import write_grid
+from trilemma_bench.images import whole_rows, write_grid
 from trilemma_bench.kinds import Array
 from trilemma_bench.page import to_html
 from trilemma_bench.ranking import rows
@@ -63,10 +63,8 @@ def grid(record: ResultRecord, cache: Path) -> bytes | None:
     images = first_images(record, cache)
     if images is None:
         return None
-    # A row that is not full would end in black.
-    whole = len(images) // COLUMNS * COLUMNS or len(images)
     content = io.BytesIO()
-    write_grid(content, images[:whole], columns=min(COLUMNS, whole))
+    write_grid(content, whole_rows(images, COLUMNS), columns=min(COLUMNS, len(images)))
     return content.getvalue()
 
 

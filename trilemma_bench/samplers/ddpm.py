@@ -50,7 +50,7 @@ class DDPMSampler(EpsilonSampler):
 
 
 def build(options: Options, weights: Weights, **settings: Any) -> DDPMSampler:
-    """The sampler on `device`, in `dtype`, with micro-batches of 25 (a batch of 1000 steps is long; points: 1000)."""
+    """The sampler on `device`, in `dtype`, with micro-batches of 50 (points: 1000) by default."""
     settings["micro_batch"] = settings.get("micro_batch") or micro_batch(weights)
     return DDPMSampler(options, weights, **settings)
 

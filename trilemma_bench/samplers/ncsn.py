@@ -76,7 +76,7 @@ class NCSNSampler(NoisePredictor):
 
 
 def build(options: Options, weights: Weights, **settings: Any) -> NCSNSampler:
-    """The sampler on `device`, in `dtype`, with micro-batches of 25 (points: 1000) by default."""
+    """The sampler on `device`, in `dtype`, with micro-batches of 50 (points: 1000) by default."""
     settings["micro_batch"] = settings.get("micro_batch") or micro_batch(weights)
     return NCSNSampler(options, weights, **settings)
 

@@ -244,7 +244,7 @@ def _deviation(start: Tensor, end: Tensor) -> Tensor:
 
 
 def build(options: Options, weights: Weights, **settings: Any) -> ScoreSDESampler:
-    """The sampler on `device`, in `dtype`, with micro-batches of 25 (points: 1000) by default."""
+    """The sampler on `device`, in `dtype`, with micro-batches of 50 (points: 1000) by default."""
     settings["micro_batch"] = settings.get("micro_batch") or micro_batch(weights)
     return ScoreSDESampler(options, weights, **settings)
 
