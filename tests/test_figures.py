@@ -17,6 +17,7 @@ from trilemma_bench import figures
 from trilemma_bench.cli import main
 from trilemma_bench.errors import UsageError
 from trilemma_bench.frontier import frontier
+from trilemma_bench.images import sheet, whole_rows
 from trilemma_bench.ranking import rows
 from trilemma_bench.record import ResultRecord
 from trilemma_bench.spec import SamplerSpec
@@ -132,16 +133,19 @@ def test_images_have_a_panel_each_the_first_of_their_seed(tmp_path: Path) -> Non
         row.record.name: rng.integers(256, size=(count, channels, 4, 4), dtype=np.uint8)
         for row, count, channels in zip(table.rows, (40, 13, 3), (3, 1, 3), strict=False)
     }
-    paths = figures.write_figures(rows(RECORDS), tmp_path, samples=images)
+    rows_of = {name: whole_rows(found[: figures.PANEL_IMAGES**2], 6) for name, found in images.items()}
+    sheets = {name: sheet(found, min(6, len(found))) for name, found in rows_of.items()}
+    paths = figures.write_figures(rows(RECORDS), tmp_path, samples=sheets)
     assert [path.name for path in paths][-2:] == ["toy-v1-samples.png", "toy-v1-samples.svg"]
     shown = [(row, images[row.record.name]) for row in table.rows[:3]]
     with figures._style(serif=False):
-        panels = [axes for axes in figures.image_panels(table, shown).axes if axes.get_visible()]
+        given = [(row, sheets[row.record.name]) for row, _ in shown]
+        panels = [axes for axes in figures.image_panels(table, given).axes if axes.get_visible()]
     sizes = [(24, 24), (8, 24), (4, 12)]
     for axes, (row, found), size in zip(panels, shown, sizes, strict=True):
-        sheet = np.asarray(axes.images[0].get_array())
-        assert sheet.shape[:2] == size
-        np.testing.assert_array_equal(sheet[:4, 4:8].reshape(4, 4, -1), found[1].transpose(1, 2, 0))
+        drawn = np.asarray(axes.images[0].get_array())
+        assert drawn.shape[:2] == size
+        np.testing.assert_array_equal(drawn[:4, 4:8].reshape(4, 4, -1), found[1].transpose(1, 2, 0))
         assert row.label in axes.get_title() and f"NFE {row.record.speed.nfe:g}" in axes.get_title()
 
 

@@ -453,15 +453,17 @@ def _points(records: list[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _images(records: list[Any]) -> dict[str, Any]:
-    """The first images of the records whose images are kept, by name."""
+    """A sheet of the first images of each record whose images are kept, by name."""
+    from trilemma_bench.figures import PANEL_IMAGES
+    from trilemma_bench.images import sheet
     from trilemma_bench.kinds import is_points
     from trilemma_bench.report import first_images
     from trilemma_bench.store import cache_folder
 
     cache = cache_folder()
     shown = [record for record in records if not is_points(record.spec.protocol.image_shape)]
-    found = {record.name: first_images(record, cache) for record in shown}
-    return {name: images for name, images in found.items() if images is not None}
+    found = {record.name: first_images(record, cache, PANEL_IMAGES) for record in shown}
+    return {name: sheet(images, min(PANEL_IMAGES, len(images))) for name, images in found.items() if images is not None}
 
 
 @app.command(epilog=EPILOG)

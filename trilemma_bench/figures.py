@@ -16,7 +16,6 @@ import numpy as np
 
 from trilemma_bench.errors import UsageError
 from trilemma_bench.frontier import Frontier, frontier
-from trilemma_bench.images import sheet, whole_rows
 from trilemma_bench.kinds import Array, is_points
 from trilemma_bench.ranking import Cell, Column, Leaderboard, Row, Table, curve_column
 from trilemma_bench.record import file_name
@@ -54,7 +53,7 @@ def write_figures(
         metric: The column of the curves; None takes each table's first of quality.
         width: `column` or `page`.
         serif: Serif type, as in most papers' text.
-        samples: Of records by their names, points [N, 2] or images uint8 [N, C, H, W]; each has a panel.
+        samples: Of records by their names, points [N, 2] or a sheet of images uint8 [H, W, C]; each has a panel.
         centres: Of the modes [K, 2], by data set.
 
     Raises:
@@ -193,21 +192,20 @@ def point_panels(
 
 
 def image_panels(table: Table, shown: Sequence[tuple[Row, Array]], *, width: float = WIDTHS["page"]) -> Figure:
-    """A panel for each row: the first of its images uint8 [N, C, H, W], at most `PANEL_IMAGES` squared, and its costs.
+    """A panel for each row: a sheet of its images, headed by what they cost.
 
     Args:
         table: Where the rows' numbers stand.
-        shown: Rows with their images, none of which is chosen: they are the first of the seed.
+        shown: Rows with their sheets uint8 [H, W, C], C 1 or 3.
         width: Inches.
     """
     front = frontier(table)
     figure, panels = _panels(
         table, [row for row, _ in shown], [column.name for column in front.columns[:2]] if front else [], width
     )
-    for axes, (_, images) in zip(panels, shown, strict=True):
-        first = sheet(whole_rows(images[: PANEL_IMAGES**2], PANEL_IMAGES), min(PANEL_IMAGES, len(images)))
+    for axes, (_, sheet) in zip(panels, shown, strict=True):
         axes.set_axis_off()
-        axes.imshow(first, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     return figure
 
 

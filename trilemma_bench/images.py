@@ -393,11 +393,12 @@ def write_png_folder(images: ImageSet | UInt8Images, path: str | Path, labels: A
 
 def write_grid(path: str | Path | IO[bytes], images: UInt8Images, columns: int = 8) -> None:
     """One PNG of images uint8 [N, C, H, W] side by side, `columns` in a row, without gaps."""
-    Image.fromarray(sheet(images, columns)).save(path, format="PNG")
+    pixels = sheet(images, columns)
+    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(path, format="PNG")
 
 
 def sheet(images: UInt8Images, columns: int = 8) -> UInt8Images:
-    """Images uint8 [N, C, H, W] side by side, `columns` in a row: [rows * H, columns * W, 3], or two axes if C = 1.
+    """Images uint8 [N, C, H, W] side by side, `columns` in a row: uint8 [rows * H, columns * W, C].
 
     A last row that is not full ends in black.
     """
@@ -406,8 +407,7 @@ def sheet(images: UInt8Images, columns: int = 8) -> UInt8Images:
     full = np.zeros((rows * columns, channels, height, width), np.uint8)
     full[:count] = images
     full = full.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
-    full = full.reshape(rows * height, columns * width, channels)
-    return full.squeeze(2) if channels == 1 else full
+    return full.reshape(rows * height, columns * width, channels)
 
 
 def whole_rows(images: UInt8Images, columns: int) -> UInt8Images:

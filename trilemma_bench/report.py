@@ -20,8 +20,8 @@ from trilemma_bench.record import ResultRecord
 from trilemma_bench.store import cache_folder, kept_images, write_atomic
 
 MOST_BYTES = 8_000_000
-GRID, COLUMNS = 64, 8
-"""Images of a grid, and of its row."""
+COLUMNS = 8
+"""Images beside and above each other in a grid."""
 
 
 def write_report(
@@ -60,21 +60,26 @@ def write_report(
 
 def grid(record: ResultRecord, cache: Path) -> bytes | None:
     """PNG of the first images of a record, or None where they are not kept."""
-    images = first_images(record, cache)
+    images = first_images(record, cache, COLUMNS)
     if images is None:
         return None
     content = io.BytesIO()
-    write_grid(content, whole_rows(images, COLUMNS), columns=min(COLUMNS, len(images)))
+    write_grid(content, images, columns=min(COLUMNS, len(images)))
     return content.getvalue()
 
 
-def first_images(record: ResultRecord, cache: Path) -> Array | None:
-    """The first images of a record, uint8 [<= GRID, 1 or 3, H, W], or None where they are not kept."""
+def first_images(record: ResultRecord, cache: Path, columns: int) -> Array | None:
+    """The first images of a record that fill rows of `columns`, at most as many rows, or None where they are not kept.
+
+    uint8 [N, 1 or 3, H, W]. None of them is chosen: they are the first of the seed.
+    """
     key = record.samples_key
     folders = [cache / "samples" / key[:2], *sorted(baselines_folder().glob("*/samples"))]
-    images = kept_images(key, record.spec.seed, GRID, *folders) if key else None
+    images = kept_images(key, record.spec.seed, columns**2, *folders) if key else None
     images = _shipped_images(record) if images is None else images
-    return None if images is None or images.ndim != 4 or images.shape[1] not in (1, 3) else images
+    if images is None or images.ndim != 4 or images.shape[1] not in (1, 3):
+        return None
+    return whole_rows(images[: columns**2], columns)
 
 
 def _shipped_images(record: ResultRecord) -> Array | None:
@@ -82,5 +87,5 @@ def _shipped_images(record: ResultRecord) -> Array | None:
     for path in sorted(baselines_folder().glob(f"expected/*{SUFFIX}")) if record.spec.seed == 0 else ():
         expectation = Expectation.read(path)
         if expectation.samples_key == record.samples_key and expectation.images is not None:
-            return expected_images(expectation, path)[:GRID]
+            return expected_images(expectation, path)
     return None
