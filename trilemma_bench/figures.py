@@ -221,7 +221,7 @@ def _panels(table: Table, shown: Sequence[Row], scores: Sequence[str], width: fl
         axes.tick_params(labelbottom=False, labelleft=False, length=0)
         axes.grid(visible=False)
         lines = [_short(row.label), _values(table, row, scores), _values(table, row, COSTS)]
-        axes.set_title("\n".join(lines), fontsize=6).set_in_layout(True)
+        axes.set_title("\n".join(lines), fontsize=5.5).set_in_layout(True)
     return figure, panels[: len(shown)]
 
 
