@@ -222,6 +222,21 @@ def test_the_generator_learns_by_regression_first_and_the_critic_not_at_all() ->
     assert RECIPES["paper"].regression_kimg == 0
 
 
+def test_the_critic_learns_alone_before_the_generator_starts() -> None:
+    kimg = BATCH / 1000
+    task = tiny_task("ddgan", regression_kimg=kimg, critic_kimg=2 * kimg, lr_regression=0.01, lr_g=0.001)
+    images = torch.zeros(BATCH, *task.image_shape)
+    trained, rates = [], []
+    task.update = lambda name, loss, **_: trained.append(name)
+    for number in range(6):
+        step = Step(number, number * BATCH, torch.Generator())
+        rates.append(task.rates(step)["G"])
+        task.step(images, None, step)
+    assert "".join(trained) == "G" + "D" + "D" + "D" + "DG" + "DG"
+    assert rates[1:] == pytest.approx([0.0, 0.0, 0.0, 0.0005, 0.001])
+    assert RECIPES["paper"].critic_kimg == 0
+
+
 def test_the_critic_takes_several_steps_for_one_of_the_generator() -> None:
     task = tiny_task("ddgan", critic_steps=3)
     images = torch.zeros(BATCH, *task.image_shape)

@@ -29,6 +29,9 @@ TINY_RECIPES: dict[str, dict[str, Any]] = {
     "consistency": {"mlp": {"class": "consistency", "width": 8, "members": 2}},
     "d3pm": {"mlp": {"class": "d3pm", "width": 8, "bins": 16, "members": 2}, "num_train_steps": 5},
     "ddgan": {
+        # Both networks from the first step on.
+        "regression_kimg": 0.0,
+        "critic_kimg": 0.0,
         "generator": TINY_NCSNPP,
         "discriminator": {"class": "small", "nc": 24, "ngf": 2, "t_emb_dim": 8},
         "r1_interval": 2,
