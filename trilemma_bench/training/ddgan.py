@@ -360,10 +360,9 @@ class DDGANTask(Task):
             left = 1 - step.images_seen / (1000 * recipe.regression_kimg)
             rate = recipe.lr_g + (recipe.lr_regression - recipe.lr_g) * left
             return {**rates, "G": warm_up(step, WARM_UP_STEPS) * rate}
-        rates["G"] *= self._generator_share(step)
-        if not recipe.cosine:
-            return rates
-        return {k: cosine_lr(v, recipe.lr_end, step.images_seen, recipe.duration_kimg) for k, v in rates.items()}
+        if recipe.cosine:
+            rates = {k: cosine_lr(v, recipe.lr_end, step.images_seen, recipe.duration_kimg) for k, v in rates.items()}
+        return {**rates, "G": self._generator_share(step) * rates["G"]}
 
     @torch.no_grad()
     def grid(self, num_images: int) -> Tensor:
