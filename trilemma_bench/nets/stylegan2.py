@@ -298,12 +298,13 @@ class Generator(nn.Module):
         truncation_psi: float = 1.0,
         noise: Sequence[Tensor] | None = None,
         rng: torch.Generator | None = None,
+        update_w_avg_beta: float | None = None,
     ) -> Tensor:
         """Latents z [N, z_dim] and one-hot labels c [N, c_dim] -> images [N, C, R, R], nominally in [-1, 1].
 
         Arguments and errors are those of `mapping` and `synthesis`; to uint8 by `img * 127.5 + 128`, clamped.
         """
-        ws = self.mapping(z, c, truncation_psi=truncation_psi)
+        ws = self.mapping(z, c, truncation_psi=truncation_psi, update_w_avg_beta=update_w_avg_beta)
         return self.synthesis(ws, noise_mode=noise_mode, noise=noise, rng=rng)
 
 

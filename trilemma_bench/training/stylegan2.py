@@ -130,10 +130,8 @@ class StyleGAN2Task(Task):
     def _update_generator(self, c: Tensor | None, step: Step, images: Tensor) -> Tensor:
         self.D.requires_grad_(False)
         with self.autocast():
-            # By its parts' call, so that the running mean of w is kept in training alone.
             z = step.randn(self.recipe.batch, self.G.config.z_dim, device=self.device)
-            ws = self.G.mapping(z, c, update_w_avg_beta=self.recipe.w_avg_beta)
-            generated = self.G.synthesis(ws, noise=self._noise(step))
+            generated = self.G(z, c, noise=self._noise(step), update_w_avg_beta=self.recipe.w_avg_beta)
             logits = self.D(self._augment(generated, step), c)
         loss = F.softplus(-logits.float()).mean()
         self.update("G", loss)
