@@ -32,6 +32,8 @@ TINY_RECIPES: dict[str, dict[str, Any]] = {
         # Both networks from the first step on.
         "regression_kimg": 0.0,
         "critic_kimg": 0.0,
+        # At the recipe's rate a few steps leave the image grey.
+        "lr_g": 1e-3,
         "generator": TINY_NCSNPP,
         "discriminator": {"class": "small", "nc": 24, "ngf": 2, "t_emb_dim": 8},
         "r1_interval": 2,
