@@ -368,5 +368,8 @@ def test_markdown_says_what_moved_and_what_to_do() -> None:
 
 def test_a_gate_where_nothing_moved_says_so() -> None:
     verdict = judge([(expectation(STEADY), Observation(records=(measured(99, {FD: 40.0, RECALL: 0.4}),)))])
-    assert gate_text.to_lines(verdict) == ["Gate: nothing moved; 3 checks, 1 could not be judged here"]
+    first, *others = gate_text.to_lines(verdict)
+    assert first == "Gate: nothing moved; 3 checks, 1 could not be judged here"
+    (left,) = (check for check in verdict.checks if check.state == "not judged")
+    assert len(others) == 1 and others[0].startswith("  not judged: ") and left.what in others[0]
     assert gate_text.to_annotations(verdict) == []

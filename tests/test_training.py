@@ -202,6 +202,26 @@ def test_relativistic_losses_compare_the_two_images_of_one_noisier_image(task: D
     assert RECIPES["paper"].loss == "non_saturating"
 
 
+def test_paired_noise_leaves_the_images_alone_between_real_and_generated() -> None:
+    """The real x_t keeps its law given x_0 and x_{t+1}; it is the generated one where the generator knows x_0."""
+    task = tiny_task("ddgan", paired_noise=True)
+    images = torch.linspace(-1, 1, 4)[:, None, None, None].repeat(200, *task.image_shape)
+    step = Step(0, 0, torch.Generator().manual_seed(0))
+    task.recipe = task.recipe.model_copy(update={"batch": len(images)})
+    x_t, x_next, t, _, noise = task._draw(images, step)
+    torch.testing.assert_close(x_t, task.chain.previous(images, x_next, t, noise))
+    signal, scale = (values[t].float()[:, None, None, None] for values in (task.chain.signal, task.chain.noise))
+    for index in range(task.recipe.num_timesteps):
+        mine = (x_t - signal * images)[t == index]
+        assert float(mine.std()) == pytest.approx(float(scale[t == index][0]), rel=0.01)
+        # x_{t+1} comes of x_t by the forward step, whose noise knows nothing of x_t.
+        beta = float(task.chain.betas[index])
+        forward = (x_next[t == index] - (1 - beta) ** 0.5 * x_t[t == index]) / beta**0.5
+        assert float(forward.std()) == pytest.approx(1, rel=0.01)
+        assert abs(float((forward * mine).mean())) < 0.01
+    assert not RECIPES["paper"].paired_noise
+
+
 def test_the_generator_learns_by_regression_first_and_the_critic_not_at_all() -> None:
     settings = {"regression_kimg": 2 * BATCH / 1000, "lr_regression": 0.01, "lr_g": 0.001}
     task = tiny_task("ddgan", loss="relativistic", **settings)

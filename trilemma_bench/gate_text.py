@@ -34,9 +34,9 @@ def headline(verdict: Verdict) -> str:
 
 
 def to_lines(verdict: Verdict) -> list[str]:
-    """The headline, a line for each check that is not well, and what to do."""
-    wrong = [check for check in verdict.checks if check.state in ("drift", "unusable")]
-    lines = [headline(verdict), *(f"  {check.state}: {_line(check)}" for check in wrong)]
+    """The headline, a line for each check that moved or was not judged, and what to do."""
+    others = [check for check in verdict.checks if check.state != "ok"]
+    lines = [headline(verdict), *(f"  {check.state}: {_line(check)}" for check in others)]
     return [*lines, *(f"  {text}" for text in _advice(verdict))]
 
 

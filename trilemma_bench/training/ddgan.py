@@ -44,6 +44,9 @@ class DDGANRecipe(Recipe):
     """`relativistic` compares the logits of the real and of the generated x_t of one x_{t+1}, and adds R2, the penalty
     on the generated image, to R1 (Jolicoeur-Martineau 2018, arXiv 1807.00734; Huang et al. 2024, arXiv 2501.05441): a
     swing that all logits have in common costs nothing."""
+    paired_noise: bool = False
+    """The real x_t has the posterior noise of the generated one: q(x_t | x_{t+1}, x_0) with one draw for both. Each has
+    the law it had, but the two differ by their x_0 alone, where else a relativistic loss compares two draws of noise."""
     critic_steps: int = 1
     """Steps of the discriminator for one of the generator; each is a step of the run."""
     lr_end: float = 1e-5
@@ -145,8 +148,8 @@ RECIPES = {
             "attn_resolutions": [8], "n_mlp": 3, "nz": 64, "z_emb_dim": 128,
         },
         discriminator={"class": "small", "nc": 24, "ngf": 24, "t_emb_dim": 128},
-        lr_g=1e-4, lr_d=4e-4, betas=(0.5, 0.99), cosine=False, loss="relativistic", r1_gamma=1.0, r1_interval=15,
-        denoising=1.0, denoising_end=1.0, regression_kimg=79.0, lr_regression=1e-3, critic_kimg=6.0,
+        lr_g=2e-4, lr_d=4e-4, betas=(0.5, 0.99), cosine=False, loss="relativistic", paired_noise=True, r1_gamma=1.0,
+        r1_interval=15, denoising=0.1, denoising_end=0.1, regression_kimg=79.0, lr_regression=1e-3, critic_kimg=6.0,
     ),
     # Images that are black all around move the critic's logits as one, which a relativistic loss does not see. A critic
     # under a strong penalty, or with a second moment of .99, learns nothing of the noisier steps, where the digit is
@@ -348,6 +351,8 @@ class DDGANTask(Task):
         noises = [step.randn(batch, *shape, device=self.device) for _ in range(3)]
         z = step.randn(batch, self._nz, device=self.device)
         x_t, x_next = self.chain.q_sample_pair(images, t, noises[0], noises[1])
+        if self.recipe.paired_noise:
+            x_t = self.chain.posterior_sample(images, x_next, t, noises[2])
         return x_t, x_next, t, z, noises[2]
 
     @property
