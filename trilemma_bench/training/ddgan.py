@@ -46,7 +46,7 @@ class DDGANRecipe(Recipe):
     swing that all logits have in common costs nothing."""
     paired_noise: bool = False
     """The real x_t has the posterior noise of the generated one: q(x_t | x_{t+1}, x_0) with one draw for both. Each has
-    the law it had, but the two differ by their x_0 alone, where else a relativistic loss compares two draws of noise."""
+    its law, but the two differ by their x_0 alone, where else a relativistic loss compares two draws of noise."""
     critic_steps: int = 1
     """Steps of the discriminator for one of the generator; each is a step of the run."""
     lr_end: float = 1e-5
