@@ -100,6 +100,20 @@ def test_marks_lie_where_the_numbers_are() -> None:
     assert axes.get_xscale() == "log"
 
 
+@pytest.mark.parametrize("seconds", [943.8205348079804, 0.0031644104920775656, 3.365986061580921e-06])
+def test_models_of_one_time_are_drawn_wherever_it_is_rounded(seconds: float) -> None:
+    """At these times matplotlib's own limits of a logarithmic axis are as wide as one rounding of the number."""
+    same = [record(name, fd, recall=0.5, found_speed=speed(seconds)) for name, fd in (("ddgan", 40.0), ("ddim", 20.0))]
+    table = rows(same).tables[0]
+    found = frontier(table)
+    assert found is not None
+    with figures._style(serif=False):
+        figure = figures.trilemma(table, found)
+        figure.draw_without_rendering()
+    low, high = figure.axes[0].get_xlim()
+    assert low == pytest.approx(seconds / 10) and high == pytest.approx(seconds * 10)
+
+
 def test_points_have_a_panel_each_with_what_they_cost(tmp_path: Path) -> None:
     table = rows(RECORDS).tables[0]
     centres = np.array([[-1.0, 0.0], [1.0, 0.0]])

@@ -33,6 +33,8 @@ MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 FORMATS = ("png", "svg")
 MAX_NAMES = 12
 """Names beside the marks of one figure, at most; beyond them only efficient models have theirs."""
+MIN_DECADES = 1e-6
+"""Of a logarithmic axis; values closer together have a decade on either side."""
 
 
 def write_figures(
@@ -108,10 +110,10 @@ def trilemma(table: Table, found: Frontier, *, width: float = WIDTHS["page"]) ->
     """
     quality, coverage, cost = found.columns
     figure, axes = _axes(width, header(table, cost), header(table, quality))
-    _log_x(axes)
     named = found.rows if len(found.rows) <= MAX_NAMES else found.efficient
     values = [table.value(row, coverage) for row in found.rows]
     costs = [table.value(row, cost) for row in found.rows]
+    _log_x(axes, costs, margin=0.12)
     for index, row in enumerate(found.rows):
         seconds, value = table.value(row, cost), table.value(row, quality)
         axes.errorbar(
@@ -133,14 +135,14 @@ def trilemma(table: Table, found: Frontier, *, width: float = WIDTHS["page"]) ->
     axes.plot(*zip(*front, strict=True), color="0.5", linestyle="--", linewidth=0.8, zorder=0)
     if len(set(values)) > 1:
         figure.colorbar(shown, ax=axes, label=_plain(header(table, coverage)))
-    axes.margins(0.12)
+    axes.margins(y=0.12)
     return figure
 
 
 def curve_figure(table: Table, lines: Sequence[Curve], column: Column, *, width: float = WIDTHS["page"]) -> Figure:
     """A score against network evaluations on a log axis, a line for each sampler, with 95 % intervals."""
     figure, axes = _axes(width, "network evaluations per image", header(table, column))
-    _log_x(axes)
+    _log_x(axes, [point.nfe for curve in lines for point in curve.points])
     for index, curve in enumerate(lines):
         axes.errorbar(
             [point.nfe for point in curve.points],
@@ -302,9 +304,15 @@ def _axes(width: float, x: str, y: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _log_x(axes: Axes) -> None:
-    """A logarithmic axis with plain numbers: powers are formulas to matplotlib, and formulas are off."""
+def _log_x(axes: Axes, values: Sequence[float], *, margin: float = 0.05) -> None:
+    """A logarithmic axis over `values` with plain numbers: powers are formulas to matplotlib, and formulas are off.
+
+    The limits are set here: for a single value matplotlib may find two an ulp apart, and divides by their distance.
+    """
+    low, high = math.log10(min(values)), math.log10(max(values))
+    beyond = margin * (high - low) if high - low > MIN_DECADES else 1.0
     axes.set_xscale("log")
+    axes.set_xlim(10 ** (low - beyond), 10 ** (high + beyond))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(lambda *_: "")
 
