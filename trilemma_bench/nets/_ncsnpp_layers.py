@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trilemma_bench.nets._compiled import modulated_group_norm
 from trilemma_bench.nets._ncsnpp_config import GeneratorConfig, require
 
 SQRT_HALF = math.sqrt(0.5)
@@ -121,8 +122,8 @@ class AdaptiveGroupNorm(nn.Module):
         self.style = Style(z_emb_dim, channels)
 
     def forward(self, x: Tensor, zemb: Tensor) -> Tensor:
-        gamma, beta = self.style(zemb)[:, :, None, None].chunk(2, dim=1)
-        return torch.addcmul(beta, gamma, F.group_norm(x, self.num_groups, eps=1e-6))
+        gamma, beta = self.style(zemb).chunk(2, dim=1)
+        return modulated_group_norm(x, self.num_groups, gamma, beta, eps=1e-6)
 
 
 class PixelNorm(nn.Module):

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trilemma_bench.errors import ProtocolError, WeightsError
+from trilemma_bench.nets._compiled import leaky_relu
 from trilemma_bench.nets._ncsnpp_config import TAPS, DiscriminatorConfig, GeneratorConfig
 from trilemma_bench.nets._ncsnpp_layers import (
     NIN,
@@ -265,8 +266,8 @@ class _CriticBlock(nn.Module):
         self.fir = Fir(TAPS, down=2) if halves else None
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
-        h = self.conv1(F.leaky_relu(x, 0.2))
-        h = F.leaky_relu(h + self.dense_t1(temb)[:, :, None, None], 0.2)
+        h = self.conv1(leaky_relu(x, 0.2))
+        h = leaky_relu(h + self.dense_t1(temb)[:, :, None, None], 0.2)
         if self.fir is not None:
             h, x = self.fir(h), self.fir(x)
         return (self.conv2(h) + self.skip(x)) * SQRT_HALF
@@ -325,7 +326,7 @@ class Discriminator(_Network):
         least = 2**self.config.halvings
         if min(x.shape[2:]) < least:
             raise ProtocolError(f"{self.config.name} needs images of {least} pixels or more; got {list(x.shape[2:])}.")
-        temb = F.leaky_relu(self.t_embed(t, x.dtype), 0.2)
+        temb = leaky_relu(self.t_embed(t, x.dtype), 0.2)
         h = self.start_conv(torch.cat([x, x_t], dim=1))
         for number in range(1, len(self.config.widths) + 1):
             h = self.get_submodule(f"conv{number}")(h, temb)
@@ -333,7 +334,7 @@ class Discriminator(_Network):
         with torch.autocast(h.device.type, enabled=False):
             h = h.to(x.dtype)
             h = torch.cat([h, _minibatch_deviation(h, self.GROUP)], dim=1)
-            h = F.leaky_relu(self.final_conv(h), 0.2)
+            h = leaky_relu(self.final_conv(h), 0.2)
             return self.end_linear(h.sum(dim=(2, 3)))
 
 

@@ -1,0 +1,45 @@
+"""Functions that torch.compile makes slow code of on CPUs, written for it in another order.
+
+Outside the compiler they are torch's own, to the bit; inside they agree with those up to rounding. Twice the images per
+second of a layer in training is what they are for.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def leaky_relu(x: Tensor, slope: float) -> Tensor:
+    """F.leaky_relu. The compiler would keep a bool for each value for the backward pass, and storing those is slow."""
+    if not torch.compiler.is_compiling():
+        return F.leaky_relu(x, slope)
+    return (1 + slope) / 2 * x + (1 - slope) / 2 * x.abs()
+
+
+def modulated_group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, *, eps: float) -> Tensor:
+    """weight F.group_norm(x) + bias, [N, C, H, W].
+
+    To the compiler the groups meet in a product of [N, C] with a matrix: a loop over pixels that has to find the group
+    of each channel is not vectorised, in the backward pass least of all.
+
+    Args:
+        x: [N, C, H, W].
+        groups: Of C / groups channels each.
+        weight: [N, C] or [C].
+        bias: As `weight`.
+        eps: Added to the variance.
+    """
+    if not torch.compiler.is_compiling():
+        return torch.addcmul(bias[..., None, None], weight[..., None, None], F.group_norm(x, groups, eps=eps))
+    channels = x.shape[1]
+    with torch.autocast(x.device.type, enabled=False):
+        values = x.float()
+        group = torch.arange(channels, device=x.device) // (channels // groups)
+        to_means = (group[:, None] == group).float() / (channels // groups * x[0, 0].numel())
+        mean = values.sum((2, 3)) @ to_means
+        variance = values.square().sum((2, 3)) @ to_means - mean.square()
+        scale = weight * torch.rsqrt(variance.clamp(min=0) + eps)
+        shift = bias - mean * scale
+        return (values * scale[..., None, None] + shift[..., None, None]).to(x.dtype)
