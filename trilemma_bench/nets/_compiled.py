@@ -38,8 +38,9 @@ def modulated_group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, *
         values = x.float()
         group = torch.arange(channels, device=x.device) // (channels // groups)
         to_means = (group[:, None] == group).float() / (channels // groups * x[0, 0].numel())
-        mean = values.sum((2, 3)) @ to_means
-        variance = values.square().sum((2, 3)) @ to_means - mean.square()
+        sums = torch.stack([values.sum((2, 3)), values.square().sum((2, 3))])
+        mean, square = (sums @ to_means).unbind()
+        variance = square - mean.square()
         scale = weight * torch.rsqrt(variance.clamp(min=0) + eps)
         shift = bias - mean * scale
         return (values * scale[..., None, None] + shift[..., None, None]).to(x.dtype)

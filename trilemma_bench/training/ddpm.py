@@ -101,6 +101,8 @@ class DDPMTask(Task):
         super().__init__(recipe, device, compile=compile)
         with initialising(recipe.seed):
             net = mlp.build(recipe.mlp) if isinstance(recipe, PointsRecipe) else unet.build(recipe.unet)
+        if compile and device.type == "cpu":
+            unet.write_attention_out(net)
         self.networks = {"eps": net}
         self.optimizers = {
             "eps": torch.optim.AdamW(net.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
