@@ -182,6 +182,18 @@ def test_a_denoising_term_that_fades_over_no_time_is_refused() -> None:
         DDGANRecipe.model_validate({**RECIPES["paper"].model_dump(), "denoising": 2.0})
 
 
+def test_the_last_step_can_have_a_squared_error_of_its_own_weight(task: DDGANTask, case: OracleCase) -> None:
+    parts = drawn(task, case)
+    images, t = parts[0], parts[2]
+    error = (task._predict(parts[1], t, parts[3]) - images).square().mean((1, 2, 3)).detach()
+    assert 0 < int((t == 0).sum()) < len(t)
+    task.recipe = task.recipe.model_copy(update={"denoising_last": 5.0})
+    for denoising in (0.0, 2.0):
+        extra = task.generator_loss(*parts, images=images, denoising=denoising) - task.generator_loss(*parts)
+        torch.testing.assert_close(extra, (torch.where(t == 0, 5.0, denoising) * error).mean(), atol=1e-5, rtol=1e-5)
+    assert RECIPES["paper"].denoising_last is None
+
+
 def test_relativistic_losses_compare_the_two_images_of_one_noisier_image(task: DDGANTask, case: OracleCase) -> None:
     def logits(x: Tensor) -> Tensor:
         return task.networks["D"](x, case["t"], case["x_tp1"])
@@ -297,6 +309,19 @@ def test_min_snr_weighs_the_clean_steps_less() -> None:
         found[weight] = float(task.step(torch.zeros(BATCH, *task.image_shape), None, step)["loss"])
     snr = (1 - 1e-4) / 1e-4
     assert found["min_snr"] == pytest.approx(found["simple"] * 5 / snr, rel=1e-4)
+
+
+def test_attention_written_out_is_the_fused_one() -> None:
+    torch.manual_seed(0)
+    net = unet.build(registry.get("trainer", "ddpm").recipes["cpu-small"].unet)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    x, t = torch.randn(2, 3, 32, 32), torch.tensor([3, 700])
+    fused = net(x, t)
+    unet.write_attention_out(net)
+    torch.testing.assert_close(net(x, t), fused, atol=1e-5, rtol=1e-5)
+    kinds = {type(module.processor).__name__ for module in net.modules() if hasattr(module, "processor")}
+    assert kinds == {"AttnProcessor"}
 
 
 @pytest.mark.parametrize("weight", ["simple", "min_snr"])

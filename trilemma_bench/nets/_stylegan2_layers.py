@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trilemma_bench.nets._compiled import leaky_relu
-
 LEAKY_SLOPE = 0.2
 LEAKY_GAIN = math.sqrt(2.0)
 
@@ -47,7 +45,7 @@ def downsample(x: Tensor, fir: Tensor) -> Tensor:
 
 def _leaky(x: Tensor, clamp: float | None) -> Tensor:
     """Leaky ReLU and clamp; the gain is already in x, which the positive homogeneity of the ReLU allows."""
-    x = leaky_relu(x, LEAKY_SLOPE)
+    x = F.leaky_relu(x, LEAKY_SLOPE)
     return x if clamp is None else x.clamp(-clamp, clamp)
 
 
