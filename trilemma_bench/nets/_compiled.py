@@ -1,7 +1,7 @@
 """Functions that torch.compile makes slow code of on CPUs, written for it in another order.
 
-Outside the compiler they are torch's own, to the bit; inside they agree with those up to rounding. Twice the images per
-second of a layer in training is what they are for.
+Elsewhere they are torch's own, to the bit; for that compiler they agree with those up to rounding.
+baselines/TRAINING.md has what they bring.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def _compiling_for_cpu(x: Tensor) -> bool:
+    return torch.compiler.is_compiling() and x.device.type == "cpu"
+
+
 def leaky_relu(x: Tensor, slope: float) -> Tensor:
     """F.leaky_relu. The compiler would keep a bool for each value for the backward pass, and storing those is slow."""
-    if not torch.compiler.is_compiling():
+    if not _compiling_for_cpu(x):
         return F.leaky_relu(x, slope)
     return (1 + slope) / 2 * x + (1 - slope) / 2 * x.abs()
 
@@ -31,7 +35,7 @@ def modulated_group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, *
         bias: As `weight`.
         eps: Added to the variance.
     """
-    if not torch.compiler.is_compiling():
+    if not _compiling_for_cpu(x):
         return torch.addcmul(bias[..., None, None], weight[..., None, None], F.group_norm(x, groups, eps=eps))
     channels = x.shape[1]
     with torch.autocast(x.device.type, enabled=False):

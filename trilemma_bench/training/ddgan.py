@@ -313,10 +313,10 @@ class DDGANTask(Task):
                 real = self._logits(x_t, x_next, t)
             logits = logits - real
         loss = real_loss(logits)
-        if images is None or not (denoising or self.recipe.denoising_last):
+        last = denoising if self.recipe.denoising_last is None else self.recipe.denoising_last
+        if images is None or not (denoising or last):
             return loss
         error = (output - self._target(images, x_t, x_next, t)).square().flatten(1).mean(1)
-        last = denoising if self.recipe.denoising_last is None else self.recipe.denoising_last
         return loss + (torch.where(t == 0, last, denoising) * error).mean()
 
     def _target(self, images: Tensor, x_t: Tensor, x_next: Tensor, t: Tensor) -> Tensor:
