@@ -311,6 +311,19 @@ def test_min_snr_weighs_the_clean_steps_less() -> None:
     assert found["min_snr"] == pytest.approx(found["simple"] * 5 / snr, rel=1e-4)
 
 
+def test_the_noise_of_lognormal_timesteps_has_that_mean_and_deviation() -> None:
+    """The chain has many steps in that range: what rounding to one of them adds is small."""
+    task = tiny_task("ddpm", log_sigma=(-0.4, 1.2), num_train_steps=1000, unet=TINY_UNET)
+    seen: list[Tensor] = []
+    task.networks["eps"].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))  # type: ignore[union-attr]
+    for number in range(200):
+        step = Step(number, 0, torch.Generator().manual_seed(number))
+        task.step(torch.zeros(BATCH, *task.image_shape), None, step)
+    log_noise = Chain(linear_betas()).sigma[torch.cat(seen)].log()
+    assert float(log_noise.mean()) == pytest.approx(-0.4, abs=5 * 1.2 / math.sqrt(len(log_noise)))
+    assert float(log_noise.std()) == pytest.approx(1.2, rel=5 / math.sqrt(2 * len(log_noise)))
+
+
 def test_attention_written_out_is_the_fused_one() -> None:
     torch.manual_seed(0)
     net = unet.build(registry.get("trainer", "ddpm").recipes["cpu-small"].unet)

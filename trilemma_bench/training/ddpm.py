@@ -35,6 +35,10 @@ class DDPMRecipe(Recipe):
     weight_decay: float = 0.0
     gradient_clip: float = 1.0
     loss_weight: Literal["simple", "min_snr"] = "simple"
+    log_sigma: tuple[float, float] | None = None
+    """How t is drawn: uniformly (None), or so that log(sqrt(1 - alpha_bar) / sqrt(alpha_bar)), the noise's deviation in
+    units of the image, is normal of this mean and deviation (Karras et al. 2022, arXiv 2206.00364, table 1: -1.2, 1.2):
+    most steps are then spent where an image's details come to be."""
 
 
 class PointsRecipe(DDPMRecipe):
@@ -74,7 +78,9 @@ RECIPES = {
         batch=128, duration_kimg=102_400, ema=EmaSpec(decay=0.9999), flips=True,
         unet={**unet.CIFAR10_PAPER, "dropout": 0.1}, lr=2e-4, warmup_steps=5000,
     ),
-    "cpu-small": DDPMRecipe(duration_kimg=20_000, flips=True, lr=1.5e-3, decay_kimg=50, unet=_UNET_64, **_FEW_IMAGES),
+    "cpu-small": DDPMRecipe(
+        duration_kimg=20_000, flips=True, lr=1.5e-3, decay_kimg=50, unet=_UNET_64, log_sigma=(-1.2, 1.2), **_FEW_IMAGES
+    ),
     "stackedmnist-cpu": DDPMRecipe(
         duration_kimg=2000, flips=False, lr=2e-3, decay_kimg=30, unet=_UNET_64, **_FEW_IMAGES
     ),
@@ -125,7 +131,7 @@ class DDPMTask(Task):
 
     def step(self, images: Tensor, labels: Tensor | None, step: Step) -> dict[str, Tensor]:
         recipe = self.recipe
-        t = step.randint(len(self.chain), recipe.batch, self.device)
+        t = self._timesteps(step)
         noise = step.randn(recipe.batch, *images.shape[1:], device=self.device)
         x_t = self.chain.q_sample(images, t, noise)
         with self.autocast():
@@ -140,6 +146,16 @@ class DDPMTask(Task):
         loss = errors.mean()
         self.update("eps", loss, clip=recipe.gradient_clip)
         return {"loss": loss.detach()}
+
+    def _timesteps(self, step: Step) -> Tensor:
+        """Which t each image of the batch is noised to, [batch] int64."""
+        recipe = self.recipe
+        if recipe.log_sigma is None:
+            return step.randint(len(self.chain), recipe.batch, self.device)
+        mean, deviation = recipe.log_sigma
+        drawn = (mean + deviation * step.randn(recipe.batch, device=self.device)).exp()
+        sigma = self.chain.sigma.to(self.device, drawn.dtype)
+        return torch.searchsorted(sigma, drawn).clamp(max=len(self.chain) - 1)
 
     def rates(self, step: Step) -> dict[str, float]:
         recipe = self.recipe
