@@ -81,7 +81,7 @@ def ship(
         "images_seen": about["images_seen"],
         **{
             f"until_{images_seen}_images": f"by a recipe of digest {digest[:12]}"
-            for digest, images_seen in about.get("earlier_recipes", {}).items()
+            for images_seen, digest in about.get("earlier_recipes", {}).items()
         },
         "hours": round(about["hours"], 3),
         "cpu": cpu,

@@ -876,12 +876,14 @@ def test_a_run_that_starts_from_another_recipes_weights_says_so(tmp_path: Path) 
     for images_seen in (6 * BATCH, 7 * BATCH):  # the second goes on from the checkpoint
         run(half, tmp_path / "second", start=tmp_path / "first", kimg=images_seen / 1000)
         about = json.loads((tmp_path / "second" / "run.json").read_text())
-        assert (about["images_seen"], about["earlier_recipes"]) == (images_seen, {first.recipe.digest: 4 * BATCH})
+        assert (about["images_seen"], about["earlier_recipes"]) == (images_seen, {str(4 * BATCH): first.recipe.digest})
     assert json.loads((tmp_path / "first" / "run.json").read_text())["earlier_recipes"] == {}
-    third = tiny_task("ddpm", lr=0.25)
-    run(third, tmp_path / "third", start=tmp_path / "second", kimg=8 * BATCH / 1000)
-    found = json.loads((tmp_path / "third" / "run.json").read_text())["earlier_recipes"]
-    assert found == {first.recipe.digest: 4 * BATCH, half.recipe.digest: 7 * BATCH}
+    # The first recipe comes back, and then another.
+    run(tiny_task("ddpm"), tmp_path / "third", start=tmp_path / "second", kimg=8 * BATCH / 1000)
+    run(tiny_task("ddpm", lr=0.25), tmp_path / "fourth", start=tmp_path / "third", kimg=9 * BATCH / 1000)
+    found = json.loads((tmp_path / "fourth" / "run.json").read_text())["earlier_recipes"]
+    digest = first.recipe.digest
+    assert found == {str(4 * BATCH): digest, str(7 * BATCH): half.recipe.digest, str(8 * BATCH): digest}
 
 
 def test_what_a_run_cannot_start_from_is_refused(tmp_path: Path) -> None:

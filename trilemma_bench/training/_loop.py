@@ -521,8 +521,10 @@ class _Writer:
         trained = {f"{name}/{k}": v for name, net in task.networks.items() for k, v in net.state_dict().items()}
         about |= {"images_seen": images_seen, "extra": task.extra}
         write_weights(out / "resume.safetensors", trained, about=about)
+        # By the images seen until its end: a recipe may come back.
+        earlier = {str(until): digest for digest, until in place.earlier}
         run = {"recipe": task.recipe.model_dump(mode="json"), "config": task.config, "hours": place.seconds / 3600,
-               "images_seen": images_seen, "earlier_recipes": dict(place.earlier)}  # fmt: skip
+               "images_seen": images_seen, "earlier_recipes": earlier}  # fmt: skip
         with replacing(out / "run.json") as partial:
             partial.write_text(json.dumps(run, indent=2) + "\n")
         self._keep_snapshot(averaged, images_seen)
