@@ -304,7 +304,7 @@ def test_the_ddpm_loss_is_the_mean_square_of_the_noise_at_first() -> None:
 def test_min_snr_weighs_the_clean_steps_less() -> None:
     found = {}
     for weight in ("simple", "min_snr"):
-        task = tiny_task("ddpm", loss_weight=weight, num_train_steps=1000, unet=TINY_UNET)
+        task = tiny_task("ddpm", loss_weight=weight, log_sigma=None, num_train_steps=1000, unet=TINY_UNET)
         step = GivenStep([torch.zeros(BATCH, dtype=torch.long)], [torch.ones(BATCH, *task.image_shape)])
         found[weight] = float(task.step(torch.zeros(BATCH, *task.image_shape), None, step)["loss"])
     snr = (1 - 1e-4) / 1e-4
@@ -341,7 +341,8 @@ def test_attention_written_out_is_the_fused_one() -> None:
 @pytest.mark.parametrize("t", [0, 500, 999])
 def test_a_network_that_predicts_v_learns_v(t: int, weight: str) -> None:
     """One that says 0 has v for an error: here of x_0 = 1/2 and noise 1 everywhere."""
-    task = tiny_task("ddpm", prediction_type="v_prediction", loss_weight=weight, num_train_steps=1000, unet=TINY_UNET)
+    drawn_by = {"log_sigma": None, "num_train_steps": 1000}
+    task = tiny_task("ddpm", prediction_type="v_prediction", loss_weight=weight, unet=TINY_UNET, **drawn_by)
     for parameter in task.networks["eps"].unet.conv_out.parameters():  # type: ignore[union-attr]
         nn.init.zeros_(parameter)
     shape = (BATCH, *task.image_shape)
