@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trilemma_bench.nets._compiled import leaky_relu, modulated_group_norm
+from trilemma_bench.nets import digit_cnn
+from trilemma_bench.nets._compiled import leaky_relu, modulated_group_norm, relu, silu
 
 
 def value_and_gradients(function: Callable[..., Tensor], *given: Tensor) -> list[Tensor]:
@@ -72,3 +73,24 @@ def test_leaky_relu_is_leaky_relu() -> None:
             value_and_gradients(function, x), value_and_gradients(lambda x: F.leaky_relu(x, 0.2), x), strict=True
         ):
             torch.testing.assert_close(mine, theirs, atol=0, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("mine", "torchs"), [(relu, F.relu), (silu, F.silu)])
+def test_activations_are_torchs(mine: Callable[[Tensor], Tensor], torchs: Callable[[Tensor], Tensor]) -> None:
+    """Far out too, where an exponential overflows."""
+    x = torch.cat([torch.linspace(-6, 6, 40), torch.tensor([1e-30, -1e-30, 60, -60, 200, -200, 1e4, -1e4])])
+    for function in (mine, compiled(mine)):
+        for found, expected in zip(value_and_gradients(function, x), value_and_gradients(torchs, x), strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-7, rtol=2e-6)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # the compiler looks at what the pooling returned
+def test_a_classifier_written_for_the_compiler_is_the_same() -> None:
+    torch.manual_seed(0)
+    net, x = digit_cnn.build({}), torch.rand(3, 1, 28, 28) * 2 - 1
+    expected = value_and_gradients(net, x)
+    net.write_for_compiler()
+    torch._dynamo.reset()
+    written = torch.compile(net, backend="aot_eager")
+    for mine, theirs in zip(value_and_gradients(written, x), expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)

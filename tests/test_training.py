@@ -324,15 +324,19 @@ def test_the_noise_of_lognormal_timesteps_has_that_mean_and_deviation() -> None:
     assert float(log_noise.std()) == pytest.approx(1.2, rel=5 / math.sqrt(2 * len(log_noise)))
 
 
-def test_attention_written_out_is_the_fused_one() -> None:
+def test_a_unet_written_for_the_compiler_is_the_same() -> None:
     torch.manual_seed(0)
     net = unet.build(registry.get("trainer", "ddpm").recipes["cpu-small"].unet)
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
-    x, t = torch.randn(2, 3, 32, 32), torch.tensor([3, 700])
-    fused = net(x, t)
-    unet.write_attention_out(net)
-    torch.testing.assert_close(net(x, t), fused, atol=1e-5, rtol=1e-5)
+    x, t, names = torch.randn(2, 3, 32, 32), torch.tensor([3, 700]), set(net.state_dict())
+    expected = net(x, t)
+    unet.write_for_compiler(net)
+    assert set(net.state_dict()) == names
+    torch._dynamo.reset()
+    for function in (net, torch.compile(net, backend="aot_eager", fullgraph=True)):
+        torch.testing.assert_close(function(x, t), expected, atol=1e-5, rtol=1e-5)
+    assert not [module for module in net.modules() if type(module) in (nn.GroupNorm, nn.SiLU)]
     kinds = {type(module.processor).__name__ for module in net.modules() if hasattr(module, "processor")}
     assert kinds == {"AttnProcessor"}
 

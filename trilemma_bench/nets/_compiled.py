@@ -6,6 +6,9 @@ baselines/TRAINING.md has what they bring.
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,6 +23,36 @@ def leaky_relu(x: Tensor, slope: float) -> Tensor:
     if not _compiling_for_cpu(x):
         return F.leaky_relu(x, slope)
     return (1 + slope) / 2 * x + (1 - slope) / 2 * x.abs()
+
+
+def relu(x: Tensor) -> Tensor:
+    """F.relu, for the same reason as `leaky_relu`; where x is 0 the compiler's gradient is a half."""
+    if not _compiling_for_cpu(x):
+        return F.relu(x)
+    return leaky_relu(x, 0.0)
+
+
+class _SiLU(torch.autograd.Function):
+    """x / (1 + 2^(-x log2(e))): the compiler computes `exp2` again where it is used, and stores `exp` and `sigmoid`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x / (1 + torch.exp2(-math.log2(math.e) * x))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        sigmoid = 1 / (1 + torch.exp2(-math.log2(math.e) * x))
+        return grads[0] * sigmoid * (1 + x * (1 - sigmoid))
+
+
+def silu(x: Tensor) -> Tensor:
+    """F.silu. The compiler would write its sigmoid out as float32 for the backward pass."""
+    if not _compiling_for_cpu(x):
+        return F.silu(x)
+    silu: Tensor = _SiLU.apply(x)
+    return silu
 
 
 def modulated_group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, *, eps: float) -> Tensor:

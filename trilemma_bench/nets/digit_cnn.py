@@ -5,14 +5,16 @@ It has no normalisation over the batch, so that an image's logits are its own an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trilemma_bench.errors import WeightsError
+from trilemma_bench.nets._compiled import relu
 from trilemma_bench.spec import Frozen
 
 SIDE, CLASSES = 28, 10
@@ -37,6 +39,7 @@ class DigitCNN(nn.Module):
         self.conv3 = nn.Conv2d(2 * width, 2 * width, 3, padding=1)
         self.hidden = nn.Linear(9 * 2 * width, config.features)
         self.head = nn.Linear(config.features, CLASSES)
+        self._max_pool: Callable[..., Tensor] = F.max_pool2d
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -46,16 +49,20 @@ class DigitCNN(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """The last hidden layer, float [B, features], not below 0, of digits [B, 1, 28, 28] in [-1, 1]."""
-        x = F.relu_(self.stem(x))
-        x = F.max_pool2d(F.relu_(self.conv1(x)), 2)
-        x = F.relu_(self.conv2(x))
-        x = F.max_pool2d(F.relu_(self.conv3(x)), 3, stride=2)
-        return F.relu_(self.hidden(x.flatten(1)))
+        x = relu(self.stem(x))
+        x = self._max_pool(relu(self.conv1(x)), 2)
+        x = relu(self.conv2(x))
+        x = self._max_pool(relu(self.conv3(x)), 3, stride=2)
+        return relu(self.hidden(x.flatten(1)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, 10] of digits float [B, 1, 28, 28] in [-1, 1]."""
         logits: Tensor = self.head(self.features(x))
         return logits
+
+    def write_for_compiler(self) -> None:
+        """Leave pooling to torch's own kernels: what torch.compile makes of it on CPUs takes half of a step."""
+        self._max_pool = torch.compiler.disable(F.max_pool2d)
 
 
 def build(config: Mapping[str, Any]) -> DigitCNN:

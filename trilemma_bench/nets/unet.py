@@ -14,6 +14,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor, nn
 
 from trilemma_bench.errors import WeightsError, unknown_name
+from trilemma_bench.nets._compiled import modulated_group_norm, silu
 from trilemma_bench.nets.pixel_blocks import in_pixel_blocks, inside
 
 CIFAR10_PAPER: dict[str, Any] = {
@@ -76,11 +77,32 @@ def unet_of(net: nn.Module) -> UNet2DModel:
     return net.unet
 
 
-def write_attention_out(net: nn.Module) -> None:
-    """Make the attention of what `build` returned two products around a softmax.
+class _GroupNorm(nn.GroupNorm):
+    """As torch's; the input's axes after the channels may be one or two."""
 
-    The backward pass of torch's fused attention is the slower one on CPUs: it takes a tenth of a step of training.
+    def forward(self, x: Tensor) -> Tensor:
+        images = x if x.ndim == 4 else x[..., None]
+        normed = modulated_group_norm(images, self.num_groups, self.weight, self.bias, eps=self.eps)
+        return normed.reshape(x.shape)
+
+
+class _SiLU(nn.SiLU):
+    """As torch's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return silu(x)
+
+
+def write_for_compiler(net: nn.Module) -> None:
+    """Write what `build` returned in the order that torch.compile makes fast code of on CPUs; its weights stay.
+
+    Group norms and SiLUs become those of `_compiled`, and attention two products around a softmax: the backward pass
+    of torch's fused attention is the slower one there.
     """
     for module in net.modules():
         if isinstance(module, Attention):
             module.set_processor(AttnProcessor())
+        elif type(module) is nn.GroupNorm:
+            module.__class__ = _GroupNorm
+        elif type(module) is nn.SiLU:
+            module.__class__ = _SiLU

@@ -108,7 +108,7 @@ class DDPMTask(Task):
         with initialising(recipe.seed):
             net = mlp.build(recipe.mlp) if isinstance(recipe, PointsRecipe) else unet.build(recipe.unet)
         if compile and device.type == "cpu":
-            unet.write_attention_out(net)
+            unet.write_for_compiler(net)
         self.networks = {"eps": net}
         self.optimizers = {
             "eps": torch.optim.AdamW(net.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)

@@ -74,6 +74,8 @@ class ClassifierTask(Task):
         super().__init__(recipe, device, compile=compile)
         with initialising(recipe.seed):
             network = digit_cnn.build(recipe.network)
+        if compile and device.type == "cpu":
+            network.write_for_compiler()
         self.networks = {"classifier": network}
         self.optimizers = {
             "classifier": torch.optim.AdamW(
