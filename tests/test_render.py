@@ -48,6 +48,16 @@ def terminal(records: list[ResultRecord], width: int = 200) -> str:
     return console.export_text()
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(1190.4, "1190"), (1130.0, "1130"), (50.0, "50"), (25.89, "25.89"), (0.5, "0.5"), (20000.2, "20000")],
+)
+def test_zeros_before_the_point_stay(value: float, shown: str) -> None:
+    text = markdown([record("mine", 3.0, found_speed=speed(gflops_per_image=value))])
+    header = cells(text, "model")
+    assert cells(text, "mine")[next(i for i, name in enumerate(header) if name.startswith("GFLOPs"))] == shown
+
+
 # --- Markdown ---------------------------------------------------------------------------------------------
 
 

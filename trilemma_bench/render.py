@@ -261,7 +261,8 @@ def _number(cell: Cell, column: Column, precision: int | None) -> str:
     if column.name == "parameters":
         return f"{value / 1e6:.3g} M"
     if cell.low is None or cell.high is None:
-        return f"{value:.{_decimals(value, significant=4)}f}".rstrip("0").rstrip(".") if value % 1 else f"{value:.0f}"
+        text = f"{value:.{_decimals(value, significant=4)}f}"
+        return text.rstrip("0").rstrip(".") if "." in text else text
     below, above = value - cell.low, cell.high - value
     half = max(below, above)
     decimals = _decimals(half, significant=2) if half > 0 else _decimals(value, significant=4)
