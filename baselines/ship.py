@@ -87,6 +87,7 @@ def ship(
         "cpu": cpu,
         "threads": 1,
         "compiled": compiled,
+        "precision": about["precision"],
         "batch": recipe["batch"],
         "seed": recipe["seed"],
         "training_seeds": members,

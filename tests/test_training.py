@@ -30,7 +30,7 @@ from trilemma_bench.errors import TrainingError
 from trilemma_bench.kinds import TrainerKind, is_points
 from trilemma_bench.nets import ncsnpp, stylegan2, unet
 from trilemma_bench.samplers._helpers import read_tensors
-from trilemma_bench.training import _checkpoint
+from trilemma_bench.training import _checkpoint, _loop
 from trilemma_bench.training._ema import EmaSpec, ema_copy, ema_update
 from trilemma_bench.training._loop import WARM_UP_STEPS, Feed, Step, Task, batch_indices, write_weights
 from trilemma_bench.training.ddgan import (
@@ -541,8 +541,11 @@ def kill() -> None:
 
 
 @pytest.mark.parametrize(("name", "bf16"), [*((name, False) for name in NAMES), ("ddgan", True)])
-def test_a_killed_run_goes_on_to_the_very_same_weights(name: str, bf16: bool, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_to_the_very_same_weights(
+    name: str, bf16: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Steps after the last checkpoint are lost and made again; dropout, augmentation and optimisers come along."""
+    monkeypatch.setattr(_loop, "computes_bf16", lambda device: True)
     result = run(tiny_task(name, bf16=bf16), tmp_path / "straight")
     assert (result["finished"], result["images_seen"]) == (True, 6 * BATCH)
     run(tiny_task(name, bf16=bf16), tmp_path / "killed", kimg=3 * BATCH / 1000)
@@ -563,6 +566,22 @@ def test_a_killed_run_goes_on_to_the_very_same_weights(name: str, bf16: bool, tm
 def curve(out: Path) -> list[dict[str, str]]:
     with open(out / "curve.csv", newline="") as stream:
         return list(csv.DictReader(stream))
+
+
+@pytest.mark.parametrize(("asked", "has"), [(True, True), (True, False), (False, True)])
+def test_networks_compute_in_bfloat16_where_recipe_and_device_both_do(
+    asked: bool, has: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32 else: a CPU without such instructions takes many times as long for them."""
+    monkeypatch.setattr(_loop, "computes_bf16", lambda device: has)
+    task = tiny_task("ddgan", bf16=asked)
+    seen = []
+    convolution = next(part for part in task.networks["G"].modules() if isinstance(part, torch.nn.Conv2d))
+    convolution.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    run(task, tmp_path, kimg=BATCH / 1000)
+    expected = torch.bfloat16 if asked and has else torch.float32
+    assert set(seen) == {expected}
+    assert json.loads((tmp_path / "run.json").read_text())["precision"] == str(expected).removeprefix("torch.")
 
 
 def test_the_augmentation_of_the_tiny_stylegan2_run_is_on(tmp_path: Path) -> None:
