@@ -23,9 +23,9 @@ NAMES = registry.names("sampler")
 SEEDS = torch.from_numpy(image_seeds(3, 0, 7))
 
 
-@pytest.fixture(params=[1, 3])
+@pytest.fixture(params=[1, 2, 3])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Three threads cut the batches of these tests inside of images and of vectors."""
+    """Three threads cut the batches of these tests inside of images and of vectors, two cut MKL's products unevenly."""
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -107,6 +107,50 @@ def test_silu_and_group_normalisation_have_the_same_bits_in_every_place(
                 found, moved = function(x), function(x.roll(1, 0))
             assert torch.equal(found.roll(1, 0), moved)
             torch.testing.assert_close(found, function(x), atol=2e-6, rtol=1e-5 if dtype == torch.float32 else 0.01)
+    finally:
+        torch.set_num_threads(before)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.nn.functional.linear(x, weight, bias)
+
+
+def convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """One by one, over each row of x as five pixels."""
+    return torch.nn.functional.conv1d(x[:, :, None].expand(-1, -1, 5), weight[:, :, None], bias)
+
+
+def members(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Two affine maps, the second of the negative weight."""
+    weights = torch.stack([weight.t(), -weight.t()])
+    return torch.baddbmm(bias.expand(2, 1, -1), x.expand(2, -1, -1), weights).transpose(0, 1)
+
+
+@pytest.mark.parametrize("layer", [linear, convolution, members])
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("size", [(7, 5, 6), (5, 128, 256), (25, 64, 512)])
+def test_linear_layers_have_the_same_bits_in_every_place_and_the_same_gradient(
+    size: tuple[int, int, int], number: int, layer: Any
+) -> None:
+    """At sizes where MKL's have not on one processor or another."""
+    rows, inputs, outputs = size
+    rng = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(shape, generator=rng) for shape in ((rows, inputs), (outputs, inputs), (outputs,)))
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        with _SameBitsInEveryPlace():
+            found, moved = layer(x, weight, bias), layer(x.roll(1, 0), weight, bias)
+            asked = x.clone().requires_grad_()
+            with_gradient = layer(asked, weight, bias)
+        assert torch.equal(found.roll(1, 0), moved)
+        assert torch.equal(found, with_gradient)
+        plain = x.clone().requires_grad_()
+        expected = layer(plain, weight, bias)
+        torch.testing.assert_close(found, expected.detach(), atol=1e-5, rtol=1e-5)
+        for output in (with_gradient, expected):
+            (output * torch.arange(output.numel()).view(output.shape).sin()).sum().backward()
+        torch.testing.assert_close(asked.grad, plain.grad, atol=1e-4, rtol=1e-5)
     finally:
         torch.set_num_threads(before)
 

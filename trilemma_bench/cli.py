@@ -712,7 +712,8 @@ def train(
         )  # fmt: skip
     if not quiet:
         done = "finished" if result["finished"] else "stopped; the same command goes on"
-        print(f"{done}: {result['images_seen']} images, {result['hours']:.2f} hours in all, in {out}")
+        hours = f"{result['hours']:.2f} hours in all, in {result['precision']}"
+        print(f"{done}: {result['images_seen']} images, {hours}; {out}")
 
 
 @contextmanager

@@ -178,7 +178,7 @@ class StyledConv(nn.Module):
         with full_precision(w):
             style = self.affine(w)
             energy = self.weight.square().sum(dim=(2, 3))
-            return style, (style.square() @ energy.t() + 1e-8).rsqrt()
+            return style, (F.linear(style.square(), energy) + 1e-8).rsqrt()
 
 
 class ToRGB(nn.Module):

@@ -183,8 +183,10 @@ class _SameBitsInEveryPlace(TorchFunctionMode):
 
     Torch cuts a batch into one part a thread. Where a part ends beside a whole vector, SiLU takes another formula
     for the rest; where a part of a channels_last batch ends inside an image, group normalisation adds that image's
-    pixels in two sums. Both are computed otherwise there, and only there: it costs them twice the time. A rounding
-    apart is enough for another grey level here and there after hundreds of steps.
+    pixels in two sums. Both are computed otherwise there, and only there: it costs them twice the time. MKL's matrix
+    products add up the rows at the end of a part in another order than the rest. oneDNN's do not, and so linear layers,
+    alone or one a member, and convolutions that are one, are its. A rounding apart is enough for another grey level
+    here and there after hundreds of steps.
     """
 
     def __torch_function__(
@@ -196,7 +198,51 @@ class _SameBitsInEveryPlace(TorchFunctionMode):
             return (x / (torch.exp(-x) + 1)).to(args[0].dtype)
         if func is F.group_norm and len(args[0]) % torch.get_num_threads():
             return func(args[0].contiguous(), *args[1:], **kwargs)
+        if func is F.linear and _is_onednns(args[0]):
+            return _linear(*args, **kwargs)
+        if func is F.conv1d and args[3:] == ONE_BY_ONE and args[1].shape[2] == 1 and _is_onednns(args[0]):
+            return _linear(args[0].transpose(1, 2), args[1][:, :, 0], args[2]).transpose(1, 2)
+        if func is torch.baddbmm and not kwargs and _is_onednns(args[1]):
+            products = [_linear(x, weight.t(), bias[0]) for bias, x, weight in zip(*args, strict=True)]
+            return torch.stack(products) if len(products) > 1 else products[0][None]
         return func(*args, **kwargs)
+
+
+ONE_BY_ONE = ((1,), (0,), (1,), 1)
+"""Stride, padding, dilation and groups of a convolution that is a linear layer."""
+
+
+def _is_onednns(x: Tensor) -> bool:
+    """Whether oneDNN's linear layer takes `x`: float32 that autocast leaves so, where torch has oneDNN."""
+    return (
+        x.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """F.linear by oneDNN; its gradient is that of `x` alone, as sampled networks do not learn."""
+    if x.requires_grad:
+        product: Tensor = _Linear.apply(x, weight, bias)
+    else:
+        product = torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
+    return product
+
+
+class _Linear(torch.autograd.Function):
+    """`_linear` where a gradient is asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return _linear(x.detach(), weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        return _linear(grads[0], weight.t()), None, None
 
 
 def _ends_beside_a_vector(x: Tensor, grain: int = 32768, vector: int = 64) -> bool:

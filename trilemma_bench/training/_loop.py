@@ -128,13 +128,13 @@ class Task(ABC):
                 network.compile()  # in place: parameters and their names stay as they are
 
     @property
-    def dtype(self) -> torch.dtype:
-        """What the networks compute in: bfloat16 where the recipe asks for it and the device has it, else float32."""
-        return torch.bfloat16 if self.recipe.bf16 and computes_bf16(self.device) else torch.float32
+    def precision(self) -> str:
+        """What networks compute in: `bfloat16` where the recipe asks for it and the device has it, else `float32`."""
+        return "bfloat16" if self.recipe.bf16 and computes_bf16(self.device) else "float32"
 
     def autocast(self) -> torch.autocast:
-        """Networks compute in `dtype` within."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+        """Networks compute in `precision` within."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def set_rates(self, step: Step, warmth: float = 1.0) -> None:
         """Give the optimisers their learning rates of this step, times `warmth`."""
@@ -352,7 +352,7 @@ def train(
     into `out`.
 
     Returns:
-        `images_seen`, `hours`, `finished`, and the last `losses`.
+        `images_seen`, `hours`, `finished`, the `precision` that networks compute in, and the last `losses`.
 
     Raises:
         TrainingError: A loss that is not finite: the last good checkpoint stays; or an `out` of another recipe, or a
@@ -392,6 +392,7 @@ def train(
         "images_seen": number * recipe.batch,
         "hours": clock.seconds / 3600,
         "finished": number >= total,
+        "precision": task.precision,
         "losses": losses,
     }
 
@@ -544,7 +545,7 @@ class _Writer:
         earlier = {str(until): digest for digest, until in place.earlier}
         run = {"recipe": task.recipe.model_dump(mode="json"), "config": task.config, "hours": place.seconds / 3600,
                "images_seen": images_seen, "earlier_recipes": earlier,
-               "precision": str(task.dtype).removeprefix("torch.")}  # fmt: skip
+               "precision": task.precision}  # fmt: skip
         with replacing(out / "run.json") as partial:
             partial.write_text(json.dumps(run, indent=2) + "\n")
         self._keep_snapshot(averaged, images_seen)
