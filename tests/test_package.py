@@ -161,7 +161,8 @@ def test_wheel_holds_the_files_of_the_checkout(wheel: Path) -> None:
         *(f"baselines/{name}/card.toml" for name in cards.card_names()),
     ):
         assert wanted in shipped
-    assert any(name.startswith("references/cifar10-efficientnet_lite0-") for name in shipped)
+    for reference in ("cifar10-efficientnet_lite0", "gaussians25-identity", "stackedmnist-mnist_classifier"):
+        assert any(name.startswith(f"references/{reference}-") for name in shipped)
     assert cards.card_names()
 
 

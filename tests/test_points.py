@@ -13,6 +13,7 @@ from trilemma_bench.errors import DataError, ProtocolError
 from trilemma_bench.images import fingerprint
 from trilemma_bench.kinds import ImageSet
 from trilemma_bench.points import ArrayPoints, open_points
+from trilemma_bench.reference import load_reference, reference_path
 from trilemma_bench.run import Settings, evaluate, find_data, find_protocol, run_spec, score_images
 from trilemma_bench.spec import Protocol, SamplerSpec, load_protocol
 
@@ -37,15 +38,34 @@ def test_a_longer_draw_begins_with_the_shorter_one_and_seeds_differ() -> None:
 
 
 def test_splits_are_the_same_everywhere() -> None:
-    """Golden digests: `fingerprint(open_split(...))` of this file with numpy 2.4."""
+    """Golden digests: `fingerprint(open_split(...))` of this file with numpy 2.4, on a processor without AVX-512."""
     train, test = gaussians25.open_split("train"), gaussians25.open_split("test")
     assert isinstance(train, ImageSet)
     assert (len(train), len(test), train.shape) == (50_000, 10_000, (2,))
-    np.testing.assert_allclose(test.read(0, 2), GOLDEN, rtol=1e-12)
-    assert fingerprint(train) != fingerprint(test)
+    assert np.array_equal(test.read(0, 2), GOLDEN)
+    assert fingerprint(train) == "bbf169d550f725c1cedefb13eb62fbcb232d09bb177ecaf5742802b0d4337ed6"
+    assert fingerprint(test) == "a4f57614a72ed3ad924cceba2de8e58df54ddafd1e9790a0f8494860c1ad3b26"
 
 
-GOLDEN = [[0.07145202988903539, 3.9472830845949876], [0.017859097396676214, -4.055708352402113]]
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_no_point_is_so_near_to_the_next_rounding_that_another_logarithm_moves_it(
+    split: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last bit of a coordinate is worth 1e-15 at most."""
+    grid = gaussians25.RESOLUTION
+    monkeypatch.setattr(gaussians25, "RESOLUTION", 2.0**-60)
+    steps = gaussians25.draw(gaussians25.COUNTS[split], gaussians25.SEEDS[split]) / grid
+    assert np.abs(steps - np.floor(steps) - 0.5).min() * grid > 1e-12
+
+
+def test_the_reference_that_ships_is_of_these_points() -> None:
+    protocol = load_protocol("gaussians25-v1")
+    about = load_reference(reference_path(protocol, "identity")).about
+    for split, key in (("train", "train"), ("test", "held_out")):
+        assert about[key]["fingerprint"] == fingerprint(gaussians25.open_split(split))
+
+
+GOLDEN = [[0.07145214080810547, 3.9472827911376953], [0.017859458923339844, -4.055707931518555]]
 
 
 # --- files ------------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 The toy data of mode coverage since PacGAN's 2D-grid (Lin et al. 2018, arXiv 1712.04086; Xiao et al. 2022, arXiv
 2112.07804, use it without naming grid and deviation). Nothing is read from disk: the points of a split are drawn
-from its seed, by Philox, the same on every machine.
+from its seed, by Philox, and rounded, so that they are the same on every machine: numpy's logarithm and cosine are not,
+in their last bits.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ MIXTURE = Mixture(centres=np.array(list(itertools.product(AXIS, AXIS))), sigma=0
 SCALE = 5.0
 """The networks see x / 5: the grid within [-0.8, 0.8] and a mode's deviation 0.01."""
 
+RESOLUTION = 2.0**-20
+"""Coordinates are multiples of this; a mode's deviation is 50,000 times as much."""
+
 COUNTS = {"train": 50_000, "test": 10_000}
 SEEDS = {"train": 0, "test": 1}
 
 
 def draw(count: int, seed: int) -> np.ndarray:
-    """Exact samples of the mixture, float64 [count, 2]; point i depends on (seed, i) alone."""
+    """Samples of the mixture, float64 [count, 2], in multiples of RESOLUTION; point i depends on (seed, i) alone."""
     return draw_labelled(count, seed)[0]
 
 
@@ -39,7 +43,7 @@ def draw_labelled(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     modes = (uniform[:, 0] * len(MIXTURE.centres)).astype(np.int64)
     radius, angle = np.sqrt(-2 * np.log1p(-uniform[:, 1])), 2 * np.pi * uniform[:, 2]
     normal = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
-    points: np.ndarray = MIXTURE.centres[modes] + MIXTURE.sigma * normal
+    points: np.ndarray = np.rint((MIXTURE.centres[modes] + MIXTURE.sigma * normal) / RESOLUTION) * RESOLUTION
     return points, modes
 
 
