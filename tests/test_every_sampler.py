@@ -15,8 +15,9 @@ from torch import Tensor
 from trilemma_bench import registry
 from trilemma_bench.errors import UsageError
 from trilemma_bench.kinds import POINTS_TOLERANCE, Sampler, SamplerKind, is_points
+from trilemma_bench.samplers import _helpers
 from trilemma_bench.samplers._helpers import _SameBitsInEveryPlace, untrained
-from trilemma_bench.speed import EvaluationCounter
+from trilemma_bench.speed import EvaluationCounter, gflops_per_image
 from trilemma_bench.store import image_seeds
 
 NAMES = registry.names("sampler")
@@ -248,6 +249,13 @@ def test_counted_evaluations_are_those_of_the_formula(name: str) -> None:
     with EvaluationCounter(sampler.networks) as counter:
         sampler.sample(SEEDS[:4])
     assert counter.images / 4 == sampler.expected_nfe
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_linear_layers_count_the_same_whoever_computes_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = gflops_per_image(tiny_sampler(name), 3.0)
+    monkeypatch.setattr(_helpers, "_is_onednns", lambda x: False)
+    assert counted == gflops_per_image(tiny_sampler(name), 3.0)
 
 
 @pytest.mark.parametrize("name", NAMES)

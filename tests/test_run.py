@@ -172,6 +172,17 @@ def test_retime_adds_a_timing_and_leaves_the_scores(world):
     assert numbers(first) == numbers(second)
 
 
+def test_retime_fills_in_what_an_untimed_record_lacks(world):
+    folder, images, protocol = world
+    first = trilemma_bench.evaluate("blobs:make", str(images), str(protocol), out="out", timed=False)
+    assert (first.speed.timings, first.speed.peak_memory_mib) == ((), None)
+    second = trilemma_bench.evaluate("blobs:make", str(images), str(protocol), out="out", retime=True)
+    third = trilemma_bench.evaluate("blobs:make", str(images), str(protocol), out="out", retime=True)
+    assert len(second.speed.timings) == 1 and second.speed.peak_memory_mib > 0
+    assert len(third.speed.timings) == 2 and third.speed.peak_memory_mib == second.speed.peak_memory_mib
+    assert numbers(first) == numbers(third)
+
+
 def test_the_same_seeds_give_the_same_record_from_python_and_from_the_command_line(world, cli):
     folder, images, protocol = world
     import blobs

@@ -258,8 +258,11 @@ def evaluate_spec(
     if finished is not None and not settings.retime:
         return finished
     if finished is not None and source.model is not None and finished.speed is not None:
-        timings = (*finished.speed.timings, *_speed(source, spec, settings, nfe=finished.speed.nfe).timings)
-        record = finished.model_copy(update={"speed": finished.speed.model_copy(update={"timings": timings})})
+        again = _speed(source, spec, settings, nfe=finished.speed.nfe)
+        # What a record has stays; one that was made untimed lacks the operations and the memory too.
+        known = {key: value for key, value in finished.speed if value is not None}
+        known["timings"] = (*finished.speed.timings, *again.timings)
+        record = finished.model_copy(update={"speed": again.model_copy(update=known)})
     else:
         record = _without_speed(spec, data, settings, source, wanted, started)
         if source.model is not None:

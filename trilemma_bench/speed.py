@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import platform
 import statistics
 import time
@@ -292,6 +293,16 @@ def gflops_per_image(sampler: Sampler, nfe: float | None) -> float | None:
     return sum(counter.flops_per_image * counter.images for counter in counters) / images * nfe / 1e9
 
 
+def _more_formulas() -> dict[Any, Callable[..., int]]:
+    """Operations that samplers call and torch's counter does not know: oneDNN's linear layer, where torch has it."""
+
+    def linear(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
+        return 2 * math.prod(x) * weight[0]
+
+    operation = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    return {} if operation is None else {operation: linear}
+
+
 class _FlopCounter:
     """Operations an image in the first call of a network, and the images in all its calls."""
 
@@ -303,7 +314,7 @@ class _FlopCounter:
     @contextmanager
     def on(self, network: nn.Module) -> Iterator[None]:
         """Within, the calls of `network` are counted; where `leave`, the first one ends the sampling."""
-        mode = FlopCounterMode(display=False)
+        mode = FlopCounterMode(display=False, custom_mapping=_more_formulas())
         # Left in any case: a mode that outlives a call which raises counts, and slows, all that comes after it.
         counting = ExitStack()
 
