@@ -134,7 +134,7 @@ def test_progress_counts_every_image() -> None:
 
 def test_reference_does_not_depend_on_the_order_of_the_images() -> None:
     again = make(train=TRAIN[RNG.permutation(60)], test=TEST[RNG.permutation(25)])
-    assert again.identity == make().identity
+    assert (again.identity, again.key) == (make().identity, make().key)
 
 
 @pytest.mark.parametrize(
@@ -148,8 +148,32 @@ def test_reference_does_not_depend_on_the_order_of_the_images() -> None:
         lambda: make(spec=ReferenceSpec(num_features=20, sketch_dim=6)),
     ],
 )
-def test_identity_changes_with_everything_it_is_made_from(other: Callable[[], Reference]) -> None:
+def test_identity_and_key_change_with_everything_it_is_made_from(other: Callable[[], Reference]) -> None:
     assert other().identity != make().identity
+    assert other().key != make().key
+
+
+def test_the_key_is_the_same_for_other_roundings_versions_and_names() -> None:
+    """As a reference that another machine made: records of both share their columns."""
+    here = make()
+    train = {**here.about["train"], "name": "/home/somebody/images"}
+    moments = replace(here.moments, mean=np.nextafter(here.moments.mean, 1.0))
+    about = {**here.about, "train": train, "versions": {"numpy": "9.9"}, "command": "another"}
+    there = replace(here, moments=moments, about=about)
+    assert ref.identity_of(there) != here.identity
+    assert there.key == here.key
+    assert replace(here, about={**here.about, "extractor_identity": "0" * 64}).key != here.key
+
+
+def test_the_key_of_an_exact_reference_is_of_the_order_too() -> None:
+    spec = ReferenceSpec(num_features=60, sketch_dim=5, exact=True)
+    assert make(spec=spec).key == make(spec=spec).key
+    assert make(train=TRAIN[::-1].copy(), spec=spec).key != make(spec=spec).key
+
+
+def test_the_key_of_statistics_that_name_no_images_is_their_identity() -> None:
+    reference = make()
+    assert replace(reference, about={**reference.about, "train": None}).key == reference.identity
 
 
 def test_identity_covers_every_array() -> None:

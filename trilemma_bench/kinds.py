@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trilemma_bench.record import Score, ScoreKind
+from trilemma_bench.spec import digest
 
 if TYPE_CHECKING:
     import torch
@@ -149,7 +150,7 @@ class Reference:
         components: float32 [D, d], leading principal axes of the reference split; `centre` [D] is its mean.
         train_sketch: float32 [N, d], every image of the reference split, centred and projected.
         held_out_sketch: float32 [N', d], every image of the held-out split; None where there is none.
-        identity: SHA-256 over all of these and over what they were made from.
+        identity: SHA-256 over all of these and over what they were made from: one file's, by which it is checked.
         about: Data fingerprint, counts, extractor identity, command.
     """
 
@@ -162,6 +163,19 @@ class Reference:
     held_out_sketch: npt.NDArray[np.float32] | None
     identity: str
     about: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of what it is of: images, extractor, counts. By it records know that they share a reference.
+
+        The same wherever it was made, while `identity` differs by package versions and roundings. Statistics of another
+        program do not name their images: theirs is the identity.
+        """
+        splits = [self.about.get(split) for split in ("train", "held_out")]
+        if not splits[0] or "fingerprint" not in splits[0]:
+            return self.identity
+        images = [item and [item["count"], item["fingerprint"], item.get("order")] for item in splits]
+        return digest([images, self.about.get("extractor_identity"), self.about.get("spec")])
 
 
 # --- metrics ----------------------------------------------------------------------------------------------

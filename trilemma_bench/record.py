@@ -190,6 +190,7 @@ class Provenance(Frozen):
     weights_source: str | None
     data_fingerprint: str | None
     reference_digests: dict[str, str]
+    """What each extractor's reference is of; see `kinds.Reference.key`."""
     extractor_identities: dict[str, str]
     samples_digest: str
     """SHA-256 over the generated images in order of their seeds."""

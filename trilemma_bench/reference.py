@@ -165,10 +165,14 @@ def describe(
         extractor: What made the features.
         spec: How much is kept.
     """
-    images = [
+    images: list[dict[str, Any]] = [
         {"name": item.name, "count": len(item), "fingerprint": sum_digests(rows)}
         for item, rows in zip(sets, digests, strict=True)
     ]
+    if spec.exact:
+        # Features stay in the order of the data set, and what is drawn from them depends on it.
+        for item, rows in zip(images, digests, strict=True):
+            item["order"] = hashlib.sha256(b"".join(rows)).hexdigest()
     known = extractor.name in registry.names("extractor")
     command = f"trilemma-bench reference make --dataset {_dataset(sets[0])} --extractor {extractor.name}"
     return {

@@ -752,7 +752,7 @@ def score_features(
         found = metric.compute(real=real, generated=generated, rng=rng, **params)
     except ProtocolError as error:
         found = {kind.name: Score.failed(str(error)) for kind in kinds}
-    features_key = digest([extraction.extractor.identity, real.identity])
+    features_key = digest([extraction.extractor.identity, real.key])
     return [
         ScoredMetric(
             kind=kind, score=found[kind.name], features_key=features_key, score_key=key,
@@ -821,7 +821,7 @@ def _provenance(
         # A shipped baseline lies elsewhere on every machine.
         weights_source=weights.source.removeprefix(f"{baselines_folder().parent}/") if weights is not None else None,
         data_fingerprint=train["fingerprint"] if train else None,
-        reference_digests={name: item.identity for name, item in real.items()},
+        reference_digests={name: item.key for name, item in real.items()},
         extractor_identities={name: item.extractor.identity for name, item in extractors.items()},
         samples_digest=source.digest,
         store=source.store,
