@@ -129,7 +129,7 @@ def members(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("layer", [linear, convolution, members])
 @pytest.mark.parametrize("number", [1, 2, 3])
-@pytest.mark.parametrize("size", [(7, 5, 6), (5, 128, 256), (25, 64, 512)])
+@pytest.mark.parametrize("size", [(7, 5, 6), (5, 128, 256), (11, 96, 96), (16, 96, 96), (25, 64, 512)])
 def test_linear_layers_have_the_same_bits_in_every_place_and_the_same_gradient(
     size: tuple[int, int, int], number: int, layer: Any
 ) -> None:

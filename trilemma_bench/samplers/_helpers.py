@@ -185,8 +185,8 @@ class _SameBitsInEveryPlace(TorchFunctionMode):
     for the rest; where a part of a channels_last batch ends inside an image, group normalisation adds that image's
     pixels in two sums. Both are computed otherwise there, and only there: it costs them twice the time. MKL's matrix
     products add up the rows at the end of a part in another order than the rest. oneDNN's do not, and so linear layers,
-    alone or one a member, and convolutions that are one, are its. A rounding apart is enough for another grey level
-    here and there after hundreds of steps.
+    and convolutions that are one, are its; those of several members are where there are few rows, as on more MKL's are
+    sound and twice as fast. A rounding apart is enough for another grey level here and there after hundreds of steps.
     """
 
     def __torch_function__(
@@ -202,7 +202,7 @@ class _SameBitsInEveryPlace(TorchFunctionMode):
             return _linear(*args, **kwargs)
         if func is F.conv1d and args[3:] == ONE_BY_ONE and args[1].shape[2] == 1 and _is_onednns(args[0]):
             return _linear(args[0].transpose(1, 2), args[1][:, :, 0], args[2]).transpose(1, 2)
-        if func is torch.baddbmm and not kwargs and _is_onednns(args[1]):
+        if func is torch.baddbmm and not kwargs and args[1].shape[1] < FEW_ROWS and _is_onednns(args[1]):
             products = [_linear(x, weight.t(), bias[0]) for bias, x, weight in zip(*args, strict=True)]
             return torch.stack(products) if len(products) > 1 else products[0][None]
         return func(*args, **kwargs)
@@ -210,6 +210,8 @@ class _SameBitsInEveryPlace(TorchFunctionMode):
 
 ONE_BY_ONE = ((1,), (0,), (1,), 1)
 """Stride, padding, dilation and groups of a convolution that is a linear layer."""
+FEW_ROWS = 16
+"""MKL's batched products of so many rows or more have the same bits in every place (5 to 11 had not)."""
 
 
 def _is_onednns(x: Tensor) -> bool:
