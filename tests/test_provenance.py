@@ -126,6 +126,16 @@ def test_a_record_that_was_altered_is_found_out(made: tuple[Path, Any, Settings]
     assert [name for name, verdict in found.items() if verdict == "differs"] == [what]
 
 
+@pytest.mark.parametrize(("model", "said"), [("Another CPU", True), (None, False)])
+def test_samples_of_another_processor_are_said_to_be(made: tuple[Path, Any, Settings], model: Any, said: bool) -> None:
+    edited(made[0], lambda c: c["provenance"].update(samples_digest="0" * 64))
+    if model:
+        edited(made[0], lambda c: c["hardware"].update(model=model))
+    (check,) = [each for each in verify(*made) if each.what == "samples"]
+    assert check.verdict == "differs"
+    assert ("drawn on Another CPU, here is" in check.detail) == said
+
+
 def test_without_samples_nothing_is_claimed(made: tuple[Path, Any, Settings]) -> None:
     for path in (made[2].cache / "samples").rglob("*.npz"):  # type: ignore[operator]
         path.unlink()
