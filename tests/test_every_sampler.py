@@ -156,6 +156,16 @@ def test_linear_layers_have_the_same_bits_in_every_place_and_the_same_gradient(
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("shape", [(3, 7, 6), (7, 6), (1, 1, 6)])
+def test_a_batched_product_that_is_not_of_members_is_torchs(shape: tuple[int, ...]) -> None:
+    """What is added, such as a mask of attention, may have a row for each of x, or be shared."""
+    rng = torch.Generator().manual_seed(0)
+    added, x, weight = (torch.randn(size, generator=rng) for size in (shape, (3, 7, 5), (3, 5, 6)))
+    with _SameBitsInEveryPlace():
+        found = torch.baddbmm(added, x, weight)
+    assert torch.equal(found, torch.baddbmm(added, x, weight))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_another_micro_batch_stays_within_the_tolerance(name: str) -> None:
     images = [tiny_sampler(name, micro_batch=size).sample(SEEDS) for size in (1, 7, 16)]

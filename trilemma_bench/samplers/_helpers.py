@@ -202,7 +202,7 @@ class _SameBitsInEveryPlace(TorchFunctionMode):
             return _linear(*args, **kwargs)
         if func is F.conv1d and args[3:] == ONE_BY_ONE and args[1].shape[2] == 1 and _is_onednns(args[0]):
             return _linear(args[0].transpose(1, 2), args[1][:, :, 0], args[2]).transpose(1, 2)
-        if func is torch.baddbmm and not kwargs and args[1].shape[1] < FEW_ROWS and _is_onednns(args[1]):
+        if func is torch.baddbmm and not kwargs and _is_of_members(*args) and _is_onednns(args[1]):
             products = [_linear(x, weight.t(), bias[0]) for bias, x, weight in zip(*args, strict=True)]
             return torch.stack(products) if len(products) > 1 else products[0][None]
         return func(*args, **kwargs)
@@ -212,6 +212,11 @@ ONE_BY_ONE = ((1,), (0,), (1,), 1)
 """Stride, padding, dilation and groups of a convolution that is a linear layer."""
 FEW_ROWS = 16
 """MKL's batched products of so many rows or more have the same bits in every place (5 to 11 had not)."""
+
+
+def _is_of_members(bias: Tensor, x: Tensor, weight: Tensor) -> bool:
+    """Whether a batched product is an affine map of few rows for each member: its bias is one row a member."""
+    return x.shape[1] < FEW_ROWS and bias.shape[:2] == (len(x), 1)
 
 
 def _is_onednns(x: Tensor) -> bool:
