@@ -32,7 +32,15 @@ from trilemma_bench.nets import ncsnpp, stylegan2, unet
 from trilemma_bench.samplers._helpers import read_tensors
 from trilemma_bench.training import _checkpoint, _loop
 from trilemma_bench.training._ema import EmaSpec, ema_copy, ema_update
-from trilemma_bench.training._loop import WARM_UP_STEPS, Feed, Step, Task, batch_indices, write_weights
+from trilemma_bench.training._loop import (
+    WARM_UP_STEPS,
+    Feed,
+    Step,
+    Task,
+    batch_indices,
+    clip_gradients,
+    write_weights,
+)
 from trilemma_bench.training.ddgan import (
     RECIPES,
     DDGANRecipe,
@@ -480,6 +488,44 @@ def test_the_ramp_shortens_the_half_life_to_a_part_of_what_was_seen() -> None:
     assert spec.decay_at(0, 64) == 0.0
     assert spec.decay_at(64_000, 64) == pytest.approx(0.5 ** (64 / 3200))
     assert spec.decay_at(10**9, 64) == pytest.approx(0.5 ** (64 / 500_000))
+
+
+@pytest.mark.parametrize("spec", [{"decay": 0.9}, {"halflife_kimg": 2}])
+def test_an_update_every_few_steps_counts_for_all_of_them(spec: dict[str, float]) -> None:
+    often, seldom = EmaSpec(**spec), EmaSpec(**spec, every=4)
+    assert seldom.decay_at(10**6, 64) == pytest.approx(often.decay_at(10**6, 64) ** 4)
+
+
+def test_an_average_every_few_steps_moves_after_the_last_of_them() -> None:
+    task = tiny_task("ddpm", ema=EmaSpec(decay=0.5, every=3), unet=TINY_UNET)
+    (parameter, *_), (average, *_) = task.networks["eps"].parameters(), task.averages["eps"].parameters()
+    start = average.clone()
+    with torch.no_grad():
+        parameter.add_(8)
+    for number, moved in enumerate([0, 0, 7, 7, 7, 7.875]):
+        task.average(Step(number, number * BATCH, torch.Generator()))
+        torch.testing.assert_close(average, start + moved)
+
+
+def test_how_often_is_a_part_of_the_digest_where_it_is_not_after_each_step() -> None:
+    """Digests of recipes without it are those of before: the weights that ship name them."""
+    assert EmaSpec(decay=0.9).model_dump(mode="json") == {"decay": 0.9, "halflife_kimg": None, "rampup": None}
+    assert EmaSpec(decay=0.9, every=4).model_dump(mode="json")["every"] == 4
+    with pytest.raises(ValueError, match="every"):
+        EmaSpec(decay=0.9, every=0)
+
+
+@pytest.mark.parametrize("norm", [0.5, 1.0, 1.000001, 3.0])
+def test_gradients_are_clipped_as_torch_clips_them(norm: float) -> None:
+    found = [nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(1))]
+    expected = [nn.Parameter(p.detach().clone()) for p in found]
+    for parameters in (found, expected):
+        parameters[0].grad, parameters[1].grad = torch.tensor([0.0, 0.6, 0.0]) * norm, torch.full((2, 2), 0.4) * norm
+    clip_gradients(found, 1.0)
+    torch.nn.utils.clip_grad_norm_(expected, 1.0)
+    for mine, theirs in zip(found[:2], expected, strict=False):
+        assert torch.equal(mine.grad, theirs.grad)  # type: ignore[arg-type]
+    assert found[2].grad is None
 
 
 def test_an_average_moves_parameters_and_copies_buffers() -> None:

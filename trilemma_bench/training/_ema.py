@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import nn
 
 from trilemma_bench.spec import Frozen
@@ -20,6 +21,16 @@ class EmaSpec(Frozen):
     decay: float | None = None
     halflife_kimg: float | None = None
     rampup: float | None = None
+    every: int = Field(default=1, ge=1)
+    """Steps from one update of the average to the next, which counts for all of them."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A field that came later is not a part of the digests of what does without it.
+        found: dict[str, Any] = dump(self)
+        if self.every == 1:
+            del found["every"]
+        return found
 
     @model_validator(mode="after")
     def _one_rule(self) -> EmaSpec:
@@ -28,14 +39,14 @@ class EmaSpec(Frozen):
         return self
 
     def decay_at(self, images_seen: int, batch: int) -> float:
-        """Weight of the old average in a step over `batch` images, after `images_seen` images."""
+        """Weight of the old average in an update: `every` steps over `batch` images, after `images_seen` images."""
         if self.decay is not None:
-            return self.decay
+            return self.decay**self.every
         assert self.halflife_kimg is not None
         halflife = self.halflife_kimg * 1000
         if self.rampup is not None:
             halflife = min(halflife, self.rampup * images_seen)
-        return 0.5 ** (batch / max(halflife, 1e-8))
+        return 0.5 ** (self.every * batch / max(halflife, 1e-8))
 
 
 def ema_copy(module: nn.Module) -> nn.Module:

@@ -63,7 +63,7 @@ _POINTS: dict[str, Any] = {
 # Where there is time for some hundred thousand images only: small batches, for more steps.
 _FEW_IMAGES: dict[str, Any] = {
     "prediction_type": "v_prediction", "batch": 16, "warmup_steps": 200,
-    "ema": EmaSpec(halflife_kimg=100, rampup=0.1), "bf16": True, "channels_last": True,
+    "bf16": True, "channels_last": True,
 }  # fmt: skip
 _UNET_64: dict[str, Any] = {
     "sample_size": 16, "in_channels": 12, "out_channels": 12, "pixel_block": 2,
@@ -79,10 +79,12 @@ RECIPES = {
         unet={**unet.CIFAR10_PAPER, "dropout": 0.1}, lr=2e-4, warmup_steps=5000,
     ),
     "cpu-small": DDPMRecipe(
-        duration_kimg=20_000, flips=True, lr=1.5e-3, decay_kimg=50, unet=_UNET_64, log_sigma=(-1.2, 1.2), **_FEW_IMAGES
+        duration_kimg=20_000, flips=True, lr=1.5e-3, decay_kimg=50, unet=_UNET_64, log_sigma=(-1.2, 1.2),
+        ema=EmaSpec(halflife_kimg=100, rampup=0.1, every=4), **_FEW_IMAGES,
     ),
     "stackedmnist-cpu": DDPMRecipe(
-        duration_kimg=2000, flips=False, lr=2e-3, decay_kimg=30, unet=_UNET_64, **_FEW_IMAGES
+        duration_kimg=2000, flips=False, lr=2e-3, decay_kimg=30, unet=_UNET_64,
+        ema=EmaSpec(halflife_kimg=100, rampup=0.1), **_FEW_IMAGES,
     ),
     # Xiao et al. 2022: three layers of 512, batch 512, 50k iterations.
     "gaussians25-paper": PointsRecipe(
