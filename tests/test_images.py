@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import stat
+import struct
 import subprocess
 import sys
 import zipfile
@@ -347,19 +348,46 @@ def test_what_loses_nothing_is_converted() -> None:
     assert np.array_equal(im.decode_image(png(bilevel, "1"), "x")[0], bilevel)
 
 
+def png16(colour_type: int) -> bytes:
+    """A PNG of two opaque pixels by one with 16 bits a channel, of which Pillow keeps 8."""
+    channels = {2: 3, 4: 2, 6: 4}[colour_type]
+    row = b"\0" + b"\xff\x80" * (2 * channels)
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 2, 1, 16, colour_type, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(row)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
         (png(np.dstack([hwc(RGB[0]), np.full((5, 6), 254, np.uint8)])), "transparent pixels"),
         (png(GREY[0][0], transparency=int(GREY[0][0][0, 0])), "transparent pixels"),
-        (png(GREY[0][0].astype(np.uint16) * 257), "mode I;16 would lose something"),
+        (png(GREY[0][0].astype(np.uint16) * 257), "16 bits a channel"),
+        (png16(2), "16 bits a channel"),
+        (png16(4), "16 bits a channel"),
+        (png16(6), "16 bits a channel"),
         (b"\x89PNG\r\n\x1a\n", "cannot be decoded"),
         (b"GIF89a" + bytes(100), "cannot be decoded"),
         (b"", "cannot be decoded"),
         (png(hwc(RGB[0]))[:-60], "cannot be decoded"),
     ],
-    ids=["alpha", "tRNS", "16 bit", "head only", "gif", "empty", "truncated"],
-)
+    ids=[
+        "alpha",
+        "tRNS",
+        "16 bit",
+        "16 bit RGB",
+        "16 bit grey and alpha",
+        "16 bit RGBA",
+        "head only",
+        "gif",
+        "empty",
+        "truncated",
+    ],
+)  # fmt: skip
 def test_other_images_are_refused_by_name(data: bytes, reason: str) -> None:
     with pytest.raises(DataError, match=f"^some.png: .*{reason}"):
         im.decode_image(data, "some.png")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 from ranking_cases import FD, record, score, scored
 from small_world import make_world
 
@@ -20,7 +22,7 @@ from trilemma_bench.metrics import (
     kernel_distance,
     precision_recall,
 )
-from trilemma_bench.ranking import flat, loss_estimate, rows
+from trilemma_bench.ranking import estimate, flat, loss_estimate, rows
 from trilemma_bench.record import Better, ResultRecord, Score
 from trilemma_bench.render import to_markdown
 
@@ -137,6 +139,20 @@ def test_records_of_several_seeds_are_one_row_with_their_mean() -> None:
     assert flat(rows(found))[0]["seed"] == "0 1 2"
 
 
+@pytest.mark.parametrize("lacking", [Score.failed("too few samples"), None])
+@pytest.mark.parametrize("where", [0, 1, 2])
+def test_a_mean_of_some_seeds_does_not_pass_for_one_of_all(where: int, lacking: Score | None) -> None:
+    found = [of_seed("a", seed, 10.0) for seed in range(3)]
+    kept = [item for item in found[where].scores if item.kind.name != "fd_toy"]
+    item = next(item for item in found[where].scores if item.kind.name == "fd_toy")
+    if lacking is not None:
+        kept.append(item.model_copy(update={"score": lacking}))
+    found[where] = found[where].model_copy(update={"scores": tuple(kept)})
+    (row,) = rows(found).tables[0].rows
+    assert row.cells[0].state == "failed"
+    assert row.cells[0].note == f"1 of 3 seeds, such as {where}: {lacking.failure if lacking else 'not measured'}"
+
+
 def test_other_samples_are_not_pooled() -> None:
     found = [of_seed("a", 0, 10.0), of_seed("b", 1, 10.0)]
     assert len(rows(found).tables[0].rows) == 2
@@ -166,6 +182,53 @@ def test_pairing_finds_what_an_unpaired_comparison_cannot() -> None:
     alone = stats.difference(*(stats.Estimate(each.value, each.stderr) for each in estimates))
     assert not alone.paired and alone.p > 0.001
     assert alone.stderr == pytest.approx(math.hypot(*(each.stderr for each in estimates)))
+
+
+def test_welchs_degrees_of_freedom_are_those_of_the_textbook() -> None:
+    a, b = stats.Estimate(1.0, 3.0, dof=4), stats.Estimate(0.0, 4.0, dof=9)
+    assert stats.welch_dof(a, b) == pytest.approx(25**2 / (81 / 4 + 256 / 9))
+    assert stats.welch_dof(stats.Estimate(1.0, 0.0, dof=4), b) == pytest.approx(9)
+    assert stats.welch_dof(stats.Estimate(1.0, 3.0), stats.Estimate(0.0, 4.0)) is None
+    assert stats.difference(a, b).interval[1] - 1 == pytest.approx(scipy.stats.t.ppf(0.975, 625 / 48.6944444) * 5)
+
+
+def test_equal_models_of_five_values_each_are_seldom_told_apart() -> None:
+    """A normal distribution in place of Student's t tells some pair of ten equal models apart in 22 % of cases."""
+    rng, told = np.random.default_rng(3), 0
+    for _ in range(400):
+        values = rng.normal(size=(10, 5))
+        found = [stats.Estimate(float(x.mean()), stats.mean_stderr(x), dof=4) for x in values]
+        told += stats.rank_ranges(found) != [(1, 10)] * 10
+    assert told / 400 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
+
+
+def test_a_ranking_takes_the_degrees_of_freedom_of_training_seeds_also_from_older_records() -> None:
+    score = Score(value=2.0, stderr=0.5, interval=(1, 3), per_seed=(1.0, 2.0, 3.0))
+    for found, dof in ((score, 2), (score.model_copy(update={"dof": 7}), 7)):
+        taken = estimate(record("a", found), "fd_toy")
+        assert taken is not None and taken.dof == dof
+
+
+def test_seeds_that_differ_by_more_than_their_samples_are_not_compared_by_their_samples() -> None:
+    """Two equal models of three seeds each: their jackknife's groups know nothing of what a seed moves."""
+    rng, told = np.random.default_rng(4), 0
+    for _ in range(200):
+        found = []
+        for model in "ab":
+            for seed in range(3):
+                value = 10 + float(rng.normal())
+                near = tuple(value + 0.01 * rng.normal(size=20))
+                score = Score(value=value, stderr=0.03, interval=(value - 0.1, value + 0.1), replicates=near)
+                found.append(record(model, score, seed=seed))
+        told += {row.ranks for row in rows(found).tables[0].rows} != {(1, 2)}
+    assert told / 200 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 200)
+
+
+@pytest.mark.parametrize("wrong", [{"stderr": math.nan}, {"stderr": -1.0}, {"interval": (3, 1)},
+                                   {"interval": (0, math.inf)}, {"interval": (math.nan, 1)}])  # fmt: skip
+def test_errors_that_no_record_could_hold_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="standard error|interval"):
+        Score(value=1.0, **wrong)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.9])

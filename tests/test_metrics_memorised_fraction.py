@@ -63,6 +63,15 @@ def test_held_out_samples_themselves_are_not_memorised() -> None:
     assert fraction(features(700, seed=1)) == 0
 
 
+def test_what_training_and_held_out_images_share_is_not_memorised() -> None:
+    """In float64 and of many columns, where each search rounds a distance of 0 in its own way."""
+    for seed in range(20):
+        rng = RNG(seed)
+        shared = rng.normal(size=(10, 64))
+        train, held_out = (np.concatenate([shared, rng.normal(size=(200, 64))]) for _ in range(2))
+        assert not mf.memorised(train=train, held_out=held_out + 0.0, generated=shared).any()
+
+
 def test_noise_far_from_all_data_is_not_memorised() -> None:
     assert fraction(RNG(2).normal(size=(300, 16)).astype(np.float32) * 30) == 0
 

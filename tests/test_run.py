@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +17,13 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from small_world import make_world
 
 import trilemma_bench
 from trilemma_bench.cli import main
-from trilemma_bench.errors import ProtocolError, UsageError
+from trilemma_bench.errors import DataError, ProtocolError, UsageError
+from trilemma_bench.images import fingerprint, open_images
 from trilemma_bench.models import open_model, parse_model, parse_models
 from trilemma_bench.record import ResultRecord
 from trilemma_bench.run import Settings, evaluate_spec, find_data, find_protocol
@@ -355,3 +358,55 @@ def test_a_model_named_twice_is_refused():
 def test_seeds_of_different_runs_never_overlap():
     assert not set(image_seeds(0, 0, 1000)) & set(image_seeds(1, 0, 1000))
     assert torch.from_numpy(image_seeds(3, 5, 7)).tolist() == [3 * 2**32 + 5, 3 * 2**32 + 6]
+
+
+# --- what one's own images are -------------------------------------------------------------------------------
+
+
+def own_protocol(images: Path, name: str = "lite"):
+    return find_protocol(name, find_data(str(images), Settings()))
+
+
+def test_own_images_are_told_apart_by_their_held_out_images_too(world) -> None:
+    """Else a reference that is in the cache would be used for other held-out images, and a record for it."""
+    _, images, _ = world
+    before = own_protocol(images)
+    shutil.copytree(images, images.parent / "same")
+    assert own_protocol(images.parent / "same").dataset == before.dataset
+    first, second = sorted((images / "test").rglob("*.png"))[:2]
+    shutil.copy(first, second)
+    after = own_protocol(images)
+    assert after.dataset != before.dataset and after.name != before.name
+    shutil.rmtree(images / "test")
+    (images / "train").rename(images.parent / "alone")
+    alone = own_protocol(images.parent / "alone")
+    assert alone.dataset == f"images-{fingerprint(open_images(images.parent / 'alone'))[:16]}"
+
+
+def test_held_out_images_that_are_broken_are_no_missing_ones(world) -> None:
+    _, images, _ = world
+    first = sorted((images / "test").rglob("*.png"))[0]
+    first.write_bytes(first.read_bytes()[:40])
+    with pytest.raises(DataError, match="cannot be decoded"):
+        own_protocol(images)
+
+
+def test_the_order_of_own_images_counts_where_features_are_kept_in_it(world) -> None:
+    _, images, _ = world
+    names = [own_protocol(images, each).dataset for each in ("lite", "paper")]
+    first, second = sorted((images / "train").rglob("*.png"))[:2]
+    a, b = first.read_bytes(), second.read_bytes()
+    first.write_bytes(b)
+    second.write_bytes(a)
+    assert own_protocol(images, "lite").dataset == names[0]
+    assert own_protocol(images, "paper").dataset != names[1]
+
+
+def test_a_record_of_jpeg_files_says_so(world, cli) -> None:
+    folder, images, protocol = world
+    (folder / "jpeg").mkdir()
+    for path in sorted((images / "train").rglob("*.png"))[:40]:
+        Image.open(path).save(folder / "jpeg" / f"{path.stem}.jpg")
+    cli("score", "jpeg", "--dataset", images, "--protocol", protocol, check=0)
+    (path,) = (folder / "results").rglob("*jpeg*.json")
+    assert any("JPEG" in note for note in ResultRecord.read(path).notes)

@@ -4,6 +4,7 @@
     ├── UsageError      an option, a name or a combination that does not exist
     ├── ProtocolError   numbers that the protocol cannot accept: counts, shapes, NaN
     ├── DataError       a data set or an image file that cannot be read as stated
+    │   └── NoSplitError    a split that the data do not have
     ├── WeightsError    weights that are missing, altered, or of another network
     ├── StoreError      a cache or a results folder that cannot be used
     └── TrainingError   a training run that cannot go on
@@ -31,6 +32,10 @@ class ProtocolError(TrilemmaError, ValueError):
 
 class DataError(TrilemmaError, ValueError):
     """A data set or an image file that cannot be read as stated."""
+
+
+class NoSplitError(DataError):
+    """A split that the data do not have, where they might have had it."""
 
 
 class WeightsError(TrilemmaError, ValueError):

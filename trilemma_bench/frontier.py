@@ -124,7 +124,8 @@ def hypervolume(points: Sequence[Sequence[float]]) -> float:
 def best(table: Table, metric: str, conditions: Sequence[str] = ()) -> list[Row]:
     """The ranked row with the best value of a column under conditions, then those that may be the best as well.
 
-    Those are the rows whose ranks among the ones that meet the conditions begin with 1 (`stats.rank_ranges`).
+    Those are the rows whose ranks, among the ones that meet the conditions and have a standard error, begin with 1
+    (`stats.rank_ranges`).
 
     Args:
         table: One table of a leaderboard.
@@ -145,12 +146,12 @@ def best(table: Table, metric: str, conditions: Sequence[str] = ()) -> list[Row]
     found = [row for row in found if all(test(row) for test in tests)]
     found.sort(key=lambda row: column.better.loss(table.value(row, column)))
     estimates = [estimate(row.record, column.name) for row in found]
-    known = [loss_estimate(each, column.better) for each in estimates if each is not None]
-    if len(known) < len(found):
+    known = {index: loss_estimate(each, column.better) for index, each in enumerate(estimates) if each is not None}
+    if 0 not in known:
         # Counts and times have no standard error: what is equal is tied, and nothing else.
         return [row for row in found if table.value(row, column) == table.value(found[0], column)]
-    ranges = rank_ranges(known)
-    return [row for row, (first, _) in zip(found, ranges, strict=True) if first == 1]
+    ranges = zip(known, rank_ranges(list(known.values())), strict=True)
+    return [found[index] for index, (first, _) in ranges if first == 1]
 
 
 def _condition(table: Table, text: str) -> Callable[[Row], bool]:

@@ -331,6 +331,9 @@ def decode_image(data: bytes, where: str) -> UInt8Images:
                     raise DataError(f"{where}: {width} x {height} pixels; at most {MAX_PIXELS} are read.")
                 if getattr(image, "n_frames", 1) != 1:
                     raise DataError(f"{where}: an animation. Save its frames as images.")
+                if image.format == "PNG" and data[24] > 8:
+                    # Pillow opens such files of several channels in 8 bits, by cutting off the rest.
+                    raise DataError(f"{where}: {data[24]} bits a channel. Save it as 8-bit RGB or grey.")
                 pixels = _lossless(image, where)
     except DataError:
         raise

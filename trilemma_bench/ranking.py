@@ -377,7 +377,9 @@ def estimate(record: ResultRecord, name: str) -> Estimate | None:
     score = record.score(name)
     if score is None or score.value is None or score.stderr is None:
         return None
-    return Estimate(score.value, score.stderr, score.replicates)
+    # Records of before name no degrees of freedom where they list what training seeds have.
+    dof = len(score.per_seed) - 1 if score.dof is None and score.per_seed else score.dof
+    return Estimate(score.value, score.stderr, score.replicates, dof)
 
 
 def loss_estimate(found: Estimate, better: Better) -> Estimate:
@@ -387,7 +389,7 @@ def loss_estimate(found: Estimate, better: Better) -> Estimate:
     """
     slope, start = better.slope(found.value), better.target or 0.0
     replicates = found.replicates and tuple(slope * (value - start) for value in found.replicates)
-    return Estimate(better.loss(found.value), found.stderr, replicates)
+    return Estimate(better.loss(found.value), found.stderr, replicates, found.dof)
 
 
 def _sorted(found: Sequence[Row], by: Column | None) -> list[Row]:
@@ -424,10 +426,9 @@ def _pooled(group: Sequence[ResultRecord]) -> tuple[ResultRecord, tuple[int, ...
     if len(group) == 1:
         return first, seeds, {}
     scores, spreads = [], {}
-    for item in first.scores:
-        found = [record.score(item.kind.name) for record in group]
-        score, spread = _pooled_score([score for score in found if score is not None and score.failure is None])
-        scores.append(item if score is None else item.model_copy(update={"score": score}))
+    for item in {item.kind.name: item for record in reversed(group) for item in record.scores}.values():
+        score, spread = _over_seeds([record.score(item.kind.name) for record in group], seeds)
+        scores.append(item.model_copy(update={"score": score}))
         if spread is not None:
             spreads[item.kind.name] = spread
     timings = [timing for record in group if record.speed is not None for timing in record.speed.timings]
@@ -435,9 +436,18 @@ def _pooled(group: Sequence[ResultRecord]) -> tuple[ResultRecord, tuple[int, ...
     return first.model_copy(update={"scores": tuple(scores), "speed": speed}), seeds, spreads
 
 
-def _pooled_score(scores: Sequence[Score]) -> tuple[Score | None, float | None]:
-    if len(scores) < 2:
-        return (scores[0] if scores else None), None
+def _over_seeds(found: Sequence[Score | None], seeds: Sequence[int]) -> tuple[Score, float | None]:
+    """The mean over all seeds, or a failure that says which seeds it lacks: a mean of some passes for one of all."""
+    known = [score for score in found if score is not None and score.failure is None]
+    if len(known) == len(seeds):
+        return _pooled_score(known)
+    reasons = {seed: "not measured" if score is None else score.failure
+               for seed, score in zip(seeds, found, strict=True) if score not in known}  # fmt: skip
+    seed, reason = next(iter(reasons.items()))
+    return Score.failed(f"{len(reasons)} of {len(seeds)} seeds, such as {seed}: {reason}"), None
+
+
+def _pooled_score(scores: Sequence[Score]) -> tuple[Score, float | None]:
     values = [score.value for score in scores if score.value is not None]
     stderrs = [score.stderr for score in scores if score.stderr is not None]
     intervals = [score.interval for score in scores if score.interval is not None]
@@ -450,15 +460,19 @@ def _pooled_score(scores: Sequence[Score]) -> tuple[Score | None, float | None]:
         interval = (max(0.0, interval[0]), interval[1])
     if high == 1:
         interval = (interval[0], min(1.0, interval[1]))
+    from_spread = found.within is None or found.between > found.within
+    dofs = [score.dof for score in scores if score.dof is not None]
+    dof = len(scores) - 1 if from_spread else sum(dofs) if len(dofs) == len(scores) else None
     replicates = None
-    if all(score.replicates is not None for score in scores):
+    # They know of the samples alone, and not of what else a seed moves.
+    if not from_spread and all(score.replicates is not None for score in scores):
         # Without one group of one seed the mean moves by a share of what that seed's score does.
         replicates = tuple(
             found.value + (replicate - score.value) / len(scores)
             for score in scores if score.value is not None for replicate in score.replicates or ()
         )  # fmt: skip
     pooled = Score(
-        value=found.value, stderr=found.stderr, interval=interval, n=scores[0].n, replicates=replicates,
+        value=found.value, stderr=found.stderr, interval=interval, dof=dof, n=scores[0].n, replicates=replicates,
         uncertainty=f"mean over {len(scores)} seeds; the wider of the intervals from their spread and from samples",
     )  # fmt: skip
     return pooled, found.between / found.within if found.within else None

@@ -107,6 +107,8 @@ class Score(Frozen):
     uncertainty: str = ""
     n: int | None = None
     failure: str | None = None
+    dof: int | None = Field(default=None, ge=1)
+    """Degrees of freedom behind `stderr` where it is of a few values, which `interval` allows for; None: of many."""
     replicates: tuple[float, ...] | None = None
     """The score without each of several groups of samples, the same groups for every model in a column: what a
     comparison of two models pairs (delete-a-group jackknife)."""
@@ -121,6 +123,10 @@ class Score(Frozen):
             raise ValueError("a score has a value or a failure, and never both")
         if self.value is not None and not math.isfinite(self.value):
             raise ValueError(f"a score is finite or a failure; got {self.value}")
+        if self.stderr is not None and not 0 <= self.stderr < math.inf:
+            raise ValueError(f"a standard error is finite and at least 0, or None; got {self.stderr}")
+        if self.interval is not None and not -math.inf < self.interval[0] <= self.interval[1] < math.inf:
+            raise ValueError(f"an interval is two finite numbers, the lower first, or None; got {self.interval}")
         return self
 
     @classmethod

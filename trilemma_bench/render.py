@@ -60,7 +60,10 @@ def to_csv(leaderboard: Leaderboard) -> str:
 
 def to_json(leaderboard: Leaderboard) -> str:
     """The tables as JSON: columns, rows with numbers in full, the Pareto set and its hypervolume."""
-    return json.dumps([_json_table(table) for table in leaderboard.tables], indent=1, ensure_ascii=False) + "\n"
+    return (
+        json.dumps([_json_table(table) for table in leaderboard.tables], indent=1, ensure_ascii=False, allow_nan=False)
+        + "\n"
+    )
 
 
 def to_latex(leaderboard: Leaderboard, *, precision: int | None = None) -> str:

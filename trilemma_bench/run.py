@@ -30,9 +30,9 @@ import trilemma_bench
 from trilemma_bench import reference as references
 from trilemma_bench import registry, speed
 from trilemma_bench.cards import baselines_folder
-from trilemma_bench.errors import DataError, ProtocolError, UsageError, WeightsError, unknown_name
+from trilemma_bench.errors import NoSplitError, ProtocolError, UsageError, WeightsError, unknown_name
 from trilemma_bench.fetch import file_sha256
-from trilemma_bench.images import fingerprint, open_images
+from trilemma_bench.images import fingerprint, image_digests, open_images, sum_digests
 from trilemma_bench.kinds import (
     Array,
     Dataset,
@@ -48,7 +48,7 @@ from trilemma_bench.kinds import (
 from trilemma_bench.models import OpenModel, adopt, of_each_train_seed, open_model, parse_model
 from trilemma_bench.points import open_points
 from trilemma_bench.record import Hardware, Provenance, ResultRecord, Score, ScoredMetric, Speed
-from trilemma_bench.spec import Protocol, RunSpec, SamplerSpec, ScoreSpec, digest, load_protocol
+from trilemma_bench.spec import Protocol, ReferenceSpec, RunSpec, SamplerSpec, ScoreSpec, digest, load_protocol
 from trilemma_bench.stats import mean_stderr, symmetric_interval
 from trilemma_bench.store import FeatureStore, SampleShards, Shard, cache_folder, write_atomic
 
@@ -121,6 +121,27 @@ class Data:
         """The images of a split; checked against the fingerprint where one is known."""
         return self.dataset.open(split, self.root)
 
+    def held_out(self, spec: ReferenceSpec) -> ImageSet | None:
+        """The held-out images; None where the protocol names no such split, or one's own data have none."""
+        if spec.held_out_split is None:
+            return None
+        try:
+            return self.open(spec.held_out_split)
+        except NoSplitError:
+            return None
+
+    def key(self, spec: ReferenceSpec) -> str:
+        """64 hex digits of the images that a reference is made of: both splits, and their order where it is exact.
+
+        Those of the reference split alone, in whatever order, have the fingerprint.
+        """
+        held_out = self.held_out(spec)
+        sets = [image_digests(images) for images in (self.open(spec.split), held_out) if images is not None]
+        parts = [sum_digests(rows) for rows in sets]
+        if spec.exact:
+            parts += [hashlib.sha256(b"".join(rows)).hexdigest() for rows in sets]
+        return parts[0] if len(parts) == 1 else digest(parts)
+
     @cached_property
     def is_own(self) -> bool:
         """Whether these are a user's own images."""
@@ -143,7 +164,7 @@ def find_data(name: str, settings: Settings) -> Data:
 
 
 def find_protocol(name: str, data: Data, *, num_samples: int | None = None) -> Protocol:
-    """The protocol of that name for this data; own images fill in their fingerprint and shape.
+    """The protocol of that name for this data; own images fill in their key and shape.
 
     Raises:
         UsageError: No such protocol.
@@ -156,13 +177,12 @@ def find_protocol(name: str, data: Data, *, num_samples: int | None = None) -> P
             f"Use --dataset {protocol.dataset} or another protocol."
         )
     if data.is_own:
-        images = data.open("train")
-        found = fingerprint(images)
+        found = data.key(protocol.reference)
         protocol = protocol.model_copy(
             update={
                 "name": protocol.name.replace("image_folder", f"images-{found[:8]}"),
                 "dataset": f"images-{found[:16]}",
-                "image_shape": images.shape,
+                "image_shape": data.open(protocol.reference.split).shape,
             }
         )
     return protocol if num_samples is None else protocol.with_num_generated(num_samples)
@@ -399,7 +419,8 @@ def _over_training_seeds(items: Sequence[ScoredMetric]) -> ScoredMetric:
         mean, stderr = float(np.mean(known)), mean_stderr(known)
         score = Score(
             value=mean, stderr=stderr, interval=symmetric_interval(mean, stderr, dof=len(known) - 1),
-            uncertainty=f"t interval over {len(known)} training seeds", n=items[0].score.n, per_seed=tuple(known),
+            uncertainty=f"t interval over {len(known)} training seeds", dof=len(known) - 1, n=items[0].score.n,
+            per_seed=tuple(known),
             histogram=tuple(int(sum(each)) for each in zip(*(item.score.histogram for item in items), strict=True)),
         )  # fmt: skip
     return items[0].model_copy(update={"score": score})
@@ -485,9 +506,10 @@ def _image_source(images: ImageSet, spec: RunSpec, *, label: str, family: str) -
     """As many of the images as the protocol asks for, chosen by the seed where there are more."""
     count = spec.protocol.num_generated
     if len(images) < count:
+        advice = f"--num-samples {len(images)} measures them under a variant with that count."
         raise ProtocolError(
             f"{spec.protocol.name} needs {count} generated {_what(images.shape)}; {images.name} has {len(images)}. "
-            f"--num-samples {len(images)} measures them under a variant with that count."
+            f"{advice if len(images) > 1 else 'Two are the fewest that can be measured.'}"
         )
     rng = np.random.Generator(np.random.Philox(key=np.array([spec.seed, 0], np.uint64)))
     chosen = np.sort(rng.permutation(len(images))[:count])
@@ -504,6 +526,8 @@ def _image_source(images: ImageSet, spec: RunSpec, *, label: str, family: str) -
     source = _Source(label, family, key, images.shape, chunks)
     if len(images) > count:
         source.notes.append(f"{count} of {len(images)} {_what(images.shape)}, chosen by seed {spec.seed}")
+    if getattr(images, "lossy", False):
+        source.notes.append("read from JPEG or WebP files: their pixels are not those that were compressed")
     return source
 
 
@@ -709,12 +733,7 @@ def make_reference(protocol: Protocol, data: Data, extractor: Extractor, setting
     """Make the reference of a protocol from its data, and keep it at `path`."""
     wanted = protocol.reference
     train = data.open(wanted.split)
-    held_out = None
-    if wanted.held_out_split is not None:
-        with suppress(DataError):
-            held_out = data.open(wanted.held_out_split)
-        if held_out is None and not data.is_own:
-            held_out = data.open(wanted.held_out_split)
+    held_out = data.held_out(wanted)
     reference = references.make_reference(
         train, held_out, extractor, wanted,
         progress=lambda done, total: settings.report(f"reference features ({extractor.name})", done, total),

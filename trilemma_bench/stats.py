@@ -83,7 +83,7 @@ def symmetric_interval(
     value: float,
     stderr: float,
     *,
-    dof: int | None = None,
+    dof: float | None = None,
     bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> tuple[float, float]:
     """value -+ quantile * stderr, cut off at `bounds`.
@@ -207,33 +207,47 @@ class Difference:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a comparison needs of a score: value, standard error, and replicates where it has them."""
+    """What a comparison needs of a score: value, standard error, and replicates where it has them.
+
+    `dof` are the degrees of freedom behind `stderr`; None where they are so many that it counts as known.
+    """
 
     value: float
     stderr: float
     replicates: tuple[float, ...] | None = None
+    dof: float | None = None
 
 
 def difference(a: Estimate, b: Estimate) -> Difference:
     """How two scores of a column differ.
 
     Paired where both have replicates over the same groups of samples: what moves both alike, such as a common start
-    of two samplers' chains, then cancels. Else as of independent samples.
+    of two samplers' chains, then cancels. Else as of independent samples, by Welch's t where a standard error is of a
+    few values alone.
     """
     value = a.value - b.value
     paired = a.replicates is not None and b.replicates is not None and len(a.replicates) == len(b.replicates)
-    dof = None
+    dof: float | None
     if paired:
         replicates = np.subtract(a.replicates or (), b.replicates or ())
         stderr, dof = jackknife_stderr(replicates), len(replicates) - 1
     else:
-        stderr = math.hypot(a.stderr, b.stderr)
+        stderr, dof = math.hypot(a.stderr, b.stderr), welch_dof(a, b)
     if stderr == 0:
         p = 1.0 if value == 0 else 0.0
     else:
         tail = -abs(value) / stderr
         p = 2 * float(ndtr(tail) if dof is None else stdtr(dof, tail))
     return Difference(value, stderr, symmetric_interval(value, stderr, dof=dof), p, paired)
+
+
+def welch_dof(a: Estimate, b: Estimate) -> float | None:
+    """Degrees of freedom of the difference of two independent estimates (Welch 1947); None as in `Estimate`."""
+    found = [(each.stderr, each.dof) for each in (a, b) if each.dof is not None and each.stderr > 0]
+    if not found:
+        return None
+    total = math.hypot(a.stderr, b.stderr)
+    return 1 / sum((stderr / total) ** 4 / dof for stderr, dof in found)
 
 
 def holm(ps: npt.ArrayLike) -> Float64:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trilemma_bench.data import _helpers
-from trilemma_bench.errors import DataError
+from trilemma_bench.errors import DataError, NoSplitError
 from trilemma_bench.images import open_images, top_folders
 from trilemma_bench.kinds import Dataset, ImageSet
 
@@ -25,7 +25,8 @@ def open_split(split: str, root: Path | None = None) -> ImageSet:
         root: The folder or file itself.
 
     Raises:
-        DataError: No `root`, nothing there, no test images, or images that `open_images` refuses.
+        NoSplitError: There are no test images.
+        DataError: No `root`, nothing there, or images that `open_images` refuses.
     """
     _helpers.check_split(NAME, split, SPLITS)
     if root is None:
@@ -33,7 +34,7 @@ def open_split(split: str, root: Path | None = None) -> ImageSet:
     root = Path(root).expanduser()
     has_splits = set(SPLITS) <= top_folders(root)
     if split == "test" and not has_splits:
-        raise DataError(f"{root}: has no test images. Put them in a folder 'test' beside a folder 'train'.")
+        raise NoSplitError(f"{root}: has no test images. Put them in a folder 'test' beside a folder 'train'.")
     return open_images(root, subfolder=split if has_splits else None)
 
 

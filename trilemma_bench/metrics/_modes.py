@@ -87,6 +87,7 @@ def jackknifed(value: float, replicates: list[float], limits: tuple[float, float
         value=value,
         stderr=stderr,
         interval=stats.symmetric_interval(value, stderr, dof=len(known) - 1, bounds=limits),
+        dof=len(known) - 1,
         uncertainty=f"jackknife over {len(known)} groups of generated samples",
         n=count,
     )

@@ -117,6 +117,7 @@ def _coverage_score(real: Array, generated: Array, radii: _helpers.Float64, rng:
         value=value,
         stderr=stderr,
         interval=stats.symmetric_interval(value, stderr, dof=len(without) - 1, bounds=(0, 1)),
+        dof=len(without) - 1,
         uncertainty=f"jackknife over {len(without)} groups of generated samples; the reference is fixed",
         n=len(labels),
         replicates=tuple(without.tolist()),

@@ -68,6 +68,7 @@ def compute(
             value=value,
             stderr=stderr,
             interval=stats.symmetric_interval(value, stderr, dof=splits - 1, bounds=(1, logits.shape[1])),
+            dof=splits - 1,
             uncertainty=f"standard error over {splits} splits; the papers' standard deviation of splits is "
             f"{math.sqrt(splits - 1):.3g} times that",
             n=len(logits),

@@ -48,6 +48,9 @@ def memorised(*, train: Array, held_out: Array, generated: Array, ratio: float =
     for what, sketch in sketches.items():
         _helpers.check_same_width(_helpers.check_features(sketch, what=what), generated)
     nearest_train, nearest_held_out = (_helpers.nearest(generated, sketch)[:, 0, 0] for sketch in sketches.values())
+    # Of two that coincide the squared distance is 0 but for rounding, which each search does in its own way.
+    norms = np.square(generated - held_out.mean(axis=0, dtype=np.float64)).sum(1)
+    nearest_held_out[nearest_held_out <= _helpers.TIE * norms] = 0
     return nearest_train < ratio**2 * nearest_held_out
 
 

@@ -95,6 +95,7 @@ def _recall_score(real: Array, generated: Array, k: int, rng: np.random.Generato
         value=float(values[0]),
         stderr=stderr,
         interval=stats.symmetric_interval(float(values[0]), stderr, dof=len(values) - 2, bounds=(0, 1)),
+        dof=len(values) - 2,
         uncertainty=f"jackknife over {len(values) - 1} groups of generated samples; the reference is fixed",
         n=len(labels),
         replicates=tuple(values[1:].tolist()),

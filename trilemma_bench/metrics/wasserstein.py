@@ -64,6 +64,7 @@ def compute(
         value=value,
         stderr=stderr,
         interval=stats.symmetric_interval(value, stderr, dof=repeats - 1, bounds=(0, np.inf)),
+        dof=repeats - 1,
         uncertainty=f"t interval over {repeats} disjoint pairs of subsamples",
         n=len(samples),
     )
