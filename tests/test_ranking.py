@@ -12,6 +12,7 @@ from ranking_cases import FD, NEAR, PRECISION, RECALL, record, score, scored, sp
 from trilemma_bench.ranking import Cell, Leaderboard, Table, flat, rows, to_dataframe
 from trilemma_bench.record import ResultRecord, Score, ScoreKind
 from trilemma_bench.render import header
+from trilemma_bench.spec import TimingSpec
 
 
 def only_table(records: list[ResultRecord]) -> Table:
@@ -168,6 +169,14 @@ def test_a_record_of_few_scores_joins_a_table_instead_of_starting_one() -> None:
     other = record("b", scores=(scored(FD, score(1.0), score_key="s2"), scored(RECALL, score(0.2))))
     board = rows([record("a", 10.0, recall=0.3), other, record("few", recall=0.1)])
     assert sorted(labels(table) for table in board.tables) == [["a", "few"], ["b"]]
+
+
+def test_speeds_by_another_rule_stand_in_a_table_of_their_own() -> None:
+    same, other = (record(model, 10.0, found_speed=speed()) for model in "ab")
+    changed = other.spec.protocol.model_copy(update={"timing": TimingSpec(num_images=1)})
+    other = other.model_copy(update={"spec": other.spec.model_copy(update={"protocol": changed})})
+    assert [len(table.rows) for table in rows([same, other]).tables] == [1, 1]
+    assert len(rows([same, other.model_copy(update={"speed": None})]).tables) == 1
 
 
 def test_protocols_stand_in_tables_of_their_own() -> None:

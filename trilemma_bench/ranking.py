@@ -187,12 +187,18 @@ class _Group:
 
 
 def _keys(record: ResultRecord) -> dict[str, tuple[str, str]]:
-    """Features key and score key of each number that a record has; a failure is no number to be compared."""
-    return {
+    """What fixed each number that a record has: features key and score key, or the rule by which it was timed.
+
+    A failure is no number to be compared.
+    """
+    found = {
         item.kind.name: (item.features_key, item.score_key)
         for item in record.scores
         if item.score.failure is None
     }  # fmt: skip
+    if record.speed is not None and record.speed.timings:
+        found["seconds_per_100_images"] = ("", record.spec.protocol.timing.digest)
+    return found
 
 
 def _by_name(record: ResultRecord) -> tuple[str, str]:
