@@ -46,6 +46,12 @@ def test_png_and_svg_of_both_figures_at_the_width_asked_for(tmp_path: Path) -> N
         assert image.width == round(3.25 * 300)
 
 
+def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="no folder can be made there"):
+        figures.write_figures(rows(RECORDS), tmp_path / "file")
+
+
 def test_text_in_svg_is_text_and_names_are_no_formulas(tmp_path: Path) -> None:
     paths = figures.write_figures(rows(RECORDS), tmp_path, serif=True)
     text = " ".join(

@@ -506,3 +506,20 @@ def test_lossy_formats_are_known(tmp_path: Path) -> None:
 def test_importing_images_imports_no_torch() -> None:
     code = "import sys, trilemma_bench.images; sys.exit(int('torch' in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_npy_file_whose_head_has_no_end_is_refused(tmp_path: Path) -> None:
+    head = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1, 3, 4, 4".ljust(117) + b"\n"
+    (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head + bytes(48))
+    with pytest.raises(DataError, match="x.npy"):
+        open_images(tmp_path / "x.npy")
+
+
+def test_an_encrypted_npz_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", images=RGB)
+    data = bytearray((tmp_path / "x.npz").read_bytes())
+    for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(mark) + offset] |= 1
+    (tmp_path / "x.npz").write_bytes(data)
+    with pytest.raises(DataError, match="x.npz: not a readable npz"):
+        open_images(tmp_path / "x.npz")

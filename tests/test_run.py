@@ -410,3 +410,50 @@ def test_a_record_of_jpeg_files_says_so(world, cli) -> None:
     cli("score", "jpeg", "--dataset", images, "--protocol", protocol, check=0)
     (path,) = (folder / "results").rglob("*jpeg*.json")
     assert any("JPEG" in note for note in ResultRecord.read(path).notes)
+
+
+# --- refused before anything is measured, or said at the end -------------------------------------------------
+
+
+def test_a_model_of_which_no_score_could_be_computed_fails(world, cli) -> None:
+    folder, images, protocol = world
+    (folder / "mine.py").write_text(
+        "import torch\n"
+        "class NaN:\n"
+        "    name, point_dimensions, preferred_batch = 'nan', 2, 32\n"
+        "    image_shape = (2,)\n"
+        "    def sample(self, seeds):\n"
+        "        return torch.full((len(seeds), 2), float('nan'), dtype=torch.float64)\n"
+    )
+    done = cli("run", "--models", "mine:NaN", "--dataset", "gaussians25", "--num-samples", 60, "--quiet", check=1)
+    assert "no score could be computed" in done.stderr or "NaN" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("score", "images/train", "--dataset", "images", "--device", "nowhere"), "--device nowhere"),
+        (("score", "images/train", "--dataset", "images", "--device", "meta"), "--device meta"),
+        (("score", "images/train", "--dataset", "images", "--statistics", "tiny.toml"), "on Inception's features"),
+        (("score", "images/train", "--dataset", "images", "--protocol", "bytes.toml"), "cannot be read as text"),
+        (("run", "--models", "ddgan@"), "nothing follows the @"),
+        (("run", "--models", "mine:make", "--dataset", "images", "--protocol", "tiny.toml"), "must be a mapping"),
+        (("train", "ddpm", "--out", "tiny.toml", "--dataset", "gaussians25", "--recipe", "gaussians25-cpu"), "folder"),
+        (("train", "ddpm", "--out", "o", "--dataset", "gaussians25", "--recipe", "gaussians25-cpu", "--kimg", "nan"),
+         "--kimg nan: a number above 0"),
+        (("train", "ddpm", "--out", "o", "--dataset", "gaussians25", "--recipe", "gaussians25-cpu", "--minutes", "-1"),
+         "--minutes -1: a number above 0"),
+        (("train", "ddpm", "--out", "o", "--dataset", "gaussians25", "--recipe", "gaussians25-cpu", "--device", "foo"),
+         "--device foo"),
+        (("train", "ddpm", "--out", "o", "--dataset", "gaussians25"), "another of its recipes: paper, cpu-small"),
+    ],
+)  # fmt: skip
+def test_input_that_cannot_be_used_is_refused_in_one_message(world, cli, arguments, reason) -> None:
+    folder, _, _ = world
+    (folder / "bytes.toml").write_bytes(b"\xff\xfe\x00")
+    (folder / "mine.py").write_text(
+        "from blobs import Blobs\nclass Listed(Blobs):\n    networks = [1]\ndef make(**_):\n    return Listed()\n"
+    )
+    done = cli(*arguments, check=2)
+    assert reason in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr

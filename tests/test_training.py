@@ -655,8 +655,9 @@ def test_training_moves_every_network_and_its_average(tmp_path: Path) -> None:
 def test_a_signal_stops_after_the_step_under_way_with_nothing_lost(number: signal.Signals, tmp_path: Path) -> None:
     before = signal.getsignal(number)
     result = run(stop_at(tiny_task("ddpm"), 2, lambda: signal.raise_signal(number)), tmp_path)
-    assert (result["finished"], result["images_seen"]) == (False, 3 * BATCH)
+    assert (result["finished"], result["interrupted"], result["images_seen"]) == (False, True, 3 * BATCH)
     assert state_of(tmp_path)["step"] == 3
+    assert not run(tiny_task("ddpm"), tmp_path)["interrupted"]
     assert signal.getsignal(number) is before
 
 

@@ -182,7 +182,7 @@ def sweep(
     ] = None,
     within: Annotated[float, typer.Option(help="What counts as near the best: a share of it.", min=0.0)] = 0.05,
     figures: Annotated[
-        Path | None, typer.Option(help="Folder for the curves as PNG and SVG; needs trilemma-bench[plot].")
+        Path | None, typer.Option(help="Folder for the curves as PNG and SVG; needs trilemma-bench\\[plot].")
     ] = None,
     dataset: DatasetOption = "cifar10",
     protocol: ProtocolOption = "lite",
@@ -416,9 +416,9 @@ def plot(
     width: Annotated[str, typer.Option(help="column or page, as in the field's proceedings.")] = "page",
     serif: Annotated[bool, typer.Option("--serif", help="Serif type.")] = False,
 ) -> None:
-    """Write the trilemma figure, the curves of sweeps and the samples as PNG and SVG.
+    r"""Write the trilemma figure, the curves of sweeps and the samples as PNG and SVG.
 
-    Needs trilemma-bench[plot]. Images come from the cache or from what ships; points too, or they are drawn again.
+    Needs trilemma-bench\[plot]. Images come from the cache or from what ships; points too, or they are drawn again.
     """
     from trilemma_bench.figures import write_figures
     from trilemma_bench.ranking import rows
@@ -503,8 +503,10 @@ def _finish(records: list[Any], out: Path, settings: Any, protocol: Any, *, quie
             for note in record.notes:
                 print(f"{record.model}: {note}")
         print(f"wrote {', '.join(str(path) for path in paths)}")
-    failed = [record for record in records if any(item.score.failure for item in record.scores)]
-    if any(record.speed is None and not record.samples_key for record in failed):
+    failed = [record for record in records if record.scores and all(item.score.failure for item in record.scores)]
+    for record in failed:
+        print(f"{record.model}: no score could be computed: {record.scores[0].score.failure}", file=sys.stderr)
+    if failed:
         raise typer.Exit(1)
 
 
@@ -714,6 +716,8 @@ def train(
         done = "finished" if result["finished"] else "stopped; the same command goes on"
         hours = f"{result['hours']:.2f} hours in all, in {result['precision']}"
         print(f"{done}: {result['images_seen']} images, {hours}; {out}")
+    if result["interrupted"]:
+        raise typer.Exit(130)
 
 
 @contextmanager

@@ -318,7 +318,10 @@ def _log_x(axes: Axes, values: Sequence[float], *, margin: float = 0.05) -> None
 
 
 def _save(figure: Figure, stem: Path) -> list[Path]:
-    stem.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{stem.parent}: no folder can be made there ({error}). Name another one.") from error
     paths = [stem.with_name(f"{stem.name}.{ending}") for ending in FORMATS]
     for path in paths:
         # No date: the same records give the same file.

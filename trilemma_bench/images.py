@@ -19,6 +19,7 @@ import json
 import os
 import stat
 import struct
+import tokenize
 import warnings
 import zipfile
 import zlib
@@ -457,6 +458,7 @@ def _open_npz(path: Path, layout: str | None) -> ImageSet:
         OSError,
         ValueError,
         EOFError,
+        RuntimeError,  # encrypted, or compressed in a way that Python does not know
         struct.error,
         zlib.error,
         zipfile.BadZipFile,
@@ -486,7 +488,12 @@ class _Header:
         if version not in ((1, 0), (2, 0)):
             raise DataError(f"{where}: npy version {version}; versions 1.0 and 2.0 are read.")
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        self.shape, self.fortran, self.dtype = read(file)
+        try:
+            self.shape, self.fortran, self.dtype = read(file)
+        except tokenize.TokenError as error:
+            raise DataError(
+                f"{where}: the head of the npy file is broken: {error}. Save it with numpy.save."
+            ) from error
         self.length = file.tell() - start
         if self.dtype.hasobject:
             raise DataError(f"{where}: holds pickled Python objects, which are not read. Save a uint8 array.")

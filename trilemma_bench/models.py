@@ -67,7 +67,9 @@ def parse_models(text: str) -> list[SamplerSpec]:
 
 def parse_model(text: str) -> SamplerSpec:
     """One model: `[untrained:]name[:key=value,...][@weights]`, `real[:split=...]` or `module:factory`."""
-    body, _, weights = text.partition("@")
+    body, at, weights = text.partition("@")
+    if at and not weights:
+        raise UsageError(f"{text}: nothing follows the @. Give the path of a weights file, or leave the @ out.")
     head, _, rest = body.partition(":")
     if head == "real":
         options = _options(rest, text)
@@ -182,7 +184,7 @@ def open_model(spec: RunSpec) -> OpenModel:
         UsageError: A module, factory or attribute that is missing; a device that is not there.
         WeightsError: Weights that are missing, altered, or of another network.
     """
-    _check_device(spec.device)
+    check_device(spec.device)
     start = time.perf_counter()
     if spec.sampler.kind == "external":
         return _open_external(spec, start)
@@ -257,9 +259,10 @@ def of_each_train_seed(spec: RunSpec, model: OpenModel) -> list[RunSpec]:
     return [spec.model_copy(update={"sampler": sampler}) for sampler in samplers]
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Raises UsageError where no number can be computed on a device."""
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {device}: {str(error).splitlines()[0]} Use --device cpu.") from error
 
@@ -474,7 +477,12 @@ def _own_identity(sampler: Any) -> str:
         source = inspect.getsourcefile(type(sampler))
         if source:
             parts.append(hashlib.sha256(Path(source).read_bytes()).hexdigest())
-    for name, network in sorted((getattr(sampler, "networks", None) or {}).items()):
+    networks = getattr(sampler, "networks", None) or {}
+    if not isinstance(networks, Mapping):
+        raise UsageError(
+            f"the sampler's `networks` must be a mapping of names to modules; got {type(networks).__name__}."
+        )
+    for name, network in sorted(networks.items()):
         parts.append(weights_digest(network.state_dict(), {"network": name}))
     return digest(parts)
 

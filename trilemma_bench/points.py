@@ -5,6 +5,7 @@ Files come from anywhere, so they are data: nothing is unpickled. Importing this
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -15,6 +16,8 @@ import numpy.typing as npt
 from trilemma_bench.errors import DataError
 from trilemma_bench.kinds import Array, Shape
 
+_BROKEN = (OSError, ValueError, KeyError, EOFError, MemoryError, RuntimeError)
+"""What a file may raise that is cut off, encrypted, or none of its kind."""
 MAX_FILE_BYTES = 2**30
 """Largest file of points; 64 million points in the plane."""
 NAMES = ("points", "arr_0", "samples", "x")
@@ -81,7 +84,7 @@ def open_points(path: str | Path) -> ArrayPoints:
         array = readers[path.suffix.lower()](path)
     except DataError:
         raise
-    except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile, MemoryError) as error:
+    except (*_BROKEN, zlib.error, zipfile.BadZipFile, tokenize.TokenError) as error:
         raise DataError(f"{path}: cannot be read as points: {error}. Save them with numpy.save.") from error
     return ArrayPoints(array, str(path))
 

@@ -46,7 +46,14 @@ def read_versioned(
         if found != version:
             raise StoreError(f"{path}: schema version {found!r}, this program reads {version}. {other_version}")
         return kind.model_validate(content)
-    except (json.JSONDecodeError, ValidationError, AttributeError, OSError, UnicodeDecodeError) as error:
+    except (
+        json.JSONDecodeError,
+        ValidationError,
+        AttributeError,
+        OSError,
+        UnicodeDecodeError,
+        RecursionError,
+    ) as error:
         raise StoreError(f"{path}: not {what}: {error}. {remedy}") from error
 
 

@@ -45,12 +45,12 @@ from trilemma_bench.kinds import (
     Shape,
     is_points,
 )
-from trilemma_bench.models import OpenModel, adopt, of_each_train_seed, open_model, parse_model
+from trilemma_bench.models import OpenModel, adopt, check_device, of_each_train_seed, open_model, parse_model
 from trilemma_bench.points import open_points
 from trilemma_bench.record import Hardware, Provenance, ResultRecord, Score, ScoredMetric, Speed
 from trilemma_bench.spec import Protocol, ReferenceSpec, RunSpec, SamplerSpec, ScoreSpec, digest, load_protocol
 from trilemma_bench.stats import mean_stderr, symmetric_interval
-from trilemma_bench.store import FeatureStore, SampleShards, Shard, cache_folder, write_atomic
+from trilemma_bench.store import FeatureStore, SampleShards, Shard, cache_folder, make_folder, write_atomic
 
 Report = Callable[[str, int, int], None]
 """report(what is done, how much of it, of how much)"""
@@ -270,6 +270,7 @@ def evaluate_spec(
 ) -> ResultRecord:
     """One sampler (or finished `images`) under one protocol; reuses a finished record below `settings.out`."""
     started = time.perf_counter()
+    check_device(spec.device)
     spec = _with_statistics(spec, settings)
     source = _source(spec, data, settings, model, images)
     path = None if settings.out is None else _record_path(spec, source, settings.out)
@@ -299,6 +300,14 @@ def _with_statistics(spec: RunSpec, settings: Settings) -> RunSpec:
         return spec
     if not settings.statistics.is_file():
         raise UsageError(f"--statistics {settings.statistics}: no such file.")
+    names = {score.extractor: score.optional for score in spec.protocol.scores}
+    used = [name for name, optional in names.items() if not (optional and missing_extractor(name, settings))]
+    if not any(registry.get("extractor", name).inception_weights for name in used):
+        raise UsageError(
+            f"--statistics {settings.statistics}: they stand for real images in scores on Inception's features, and "
+            f"{spec.protocol.name} has none, or its weights are not at hand. Use --protocol paper, with "
+            "--inception-weights."
+        )
     name = f"{spec.protocol.name}@statistics-{file_sha256(settings.statistics)[:8]}"
     return spec.model_copy(update={"protocol": spec.protocol.model_copy(update={"name": name})})
 
@@ -738,7 +747,7 @@ def make_reference(protocol: Protocol, data: Data, extractor: Extractor, setting
         train, held_out, extractor, wanted,
         progress=lambda done, total: settings.report(f"reference features ({extractor.name})", done, total),
     )  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     references.save_reference(reference, path)
     return reference
 

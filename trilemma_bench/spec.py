@@ -181,7 +181,11 @@ def load_protocol(name: str, *, dataset: str | None = None) -> Protocol:
         path = Path(name)
         if not path.is_file():
             raise ProtocolError(f"{name}: no such protocol file. Give a name from {', '.join(protocol_names())}.")
-        return _parse_protocol(path.read_text(), source=name)
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ProtocolError(f"{name}: cannot be read as text: {error}. Give a protocol as a TOML file.") from error
+        return _parse_protocol(text, source=name)
     known = protocol_names()
     if name not in known and dataset is not None:
         # A data set with one kind of protocol needs no name for it: gaussians25-v1.

@@ -48,6 +48,18 @@ def sha256(*arrays: npt.NDArray[Any]) -> str:
     return total.hexdigest()
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder with those above it, where it is not there.
+
+    Raises:
+        StoreError: It cannot be made, or is a file.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{path}: no folder can be made there ({error}). Name another one.") from error
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A file beside `path` to write to; at the end it takes the place of `path`, after an error it is gone.

@@ -5,6 +5,7 @@ One's own trainer is a `kinds.TrainerKind` whose task is a `Task`: see docs/trai
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def train_model(
     from trilemma_bench import registry
     from trilemma_bench.errors import DataError, UsageError, unknown_name
     from trilemma_bench.kinds import TrainerKind
-    from trilemma_bench.models import find_attribute
+    from trilemma_bench.models import check_device, find_attribute
 
     kind = find_attribute(model, registry.names("trainer")) if ":" in model else registry.get("trainer", model)
     if not isinstance(kind, TrainerKind):
@@ -70,6 +71,11 @@ def train_model(
         data = registry.get("dataset", "image_folder").open("train", path)
     else:
         raise unknown_name("data set", dataset, registry.names("dataset"))
+    for option, limit in (("--kimg", kimg), ("--minutes", minutes)):
+        if limit is not None and not 0 < limit < math.inf:
+            raise UsageError(f"{option} {limit:g}: a number above 0 is needed; leave it out for no such limit.")
+    if device is not None:
+        check_device(device)
     chosen = PartialState(cpu=device == "cpu").device if device in (None, "cpu") else device
     import torch
 
@@ -77,7 +83,7 @@ def train_model(
     if tuple(data.shape) != task.image_shape:
         raise DataError(
             f"{data.name} has images of {list(data.shape)}; the recipe {recipe} of {model} needs "
-            f"{list(task.image_shape)}."
+            f"{list(task.image_shape)}. Name other images, or another of its recipes: {', '.join(kind.recipes)}."
         )
     limits = Limits(minutes=minutes, kimg=kimg)
     return train(task, data, Path(out), limits=limits, start=resume, report=report)

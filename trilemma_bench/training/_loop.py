@@ -29,7 +29,7 @@ from trilemma_bench.images import to_uint8, write_grid
 from trilemma_bench.kinds import ImageSet, Shape, is_points
 from trilemma_bench.samplers._helpers import read_safetensors
 from trilemma_bench.spec import Frozen
-from trilemma_bench.store import replacing
+from trilemma_bench.store import make_folder, replacing
 from trilemma_bench.training import _checkpoint
 from trilemma_bench.training._ema import EmaSpec, ema_copy, ema_update
 
@@ -365,18 +365,20 @@ def train(
     into `out`.
 
     Returns:
-        `images_seen`, `hours`, `finished`, the `precision` that networks compute in, and the last `losses`.
+        `images_seen`, `hours`, `finished`, whether a signal `interrupted` it, the `precision` that networks compute
+        in, and the last `losses`.
 
     Raises:
         TrainingError: A loss that is not finite: the last good checkpoint stays; or an `out` of another recipe, or a
             `start` of other networks.
+        StoreError: `out` cannot be made.
     """
     limits = limits or Limits()
     process = PartialState()
     recipe = task.recipe
     if recipe.batch % process.num_processes:
         raise TrainingError(f"a batch of {recipe.batch} cannot be cut into {process.num_processes} processes.")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     place = _resume(task, out) or (_start_from(task, start, out) if start else Place())
     number, seconds = place.step, place.seconds
     feed = Feed(data.read(0, len(data)), data.labels, recipe, task.device, task.scale)
@@ -385,6 +387,7 @@ def train(
     writer = _Writer(task, out, limits, main=process.is_main_process)
     clock = _Clock(seconds, limits.minutes)
     losses: dict[str, float] = {}
+    interrupted = False
     with _stop_signals() as stopped, _own_global_rng(task.device):
         while number < total and not _any_process(stopped() or clock.over()):
             step = Step(number, number * recipe.batch, _rng(recipe.seed, number), process.process_index,
@@ -400,11 +403,13 @@ def train(
                 rate = writer.log(number * recipe.batch, clock.seconds, losses)
                 report(Progress(number * recipe.batch, total * recipe.batch, rate, losses))
             writer.save_if_due(place.at(number, clock.seconds))
+        interrupted = stopped()
     writer.save(place.at(number, clock.seconds))
     return {
         "images_seen": number * recipe.batch,
         "hours": clock.seconds / 3600,
         "finished": number >= total,
+        "interrupted": interrupted and number < total,
         "precision": task.precision,
         "losses": losses,
     }
