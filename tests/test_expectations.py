@@ -278,12 +278,13 @@ def test_truncation_for_rounding_is_a_drift_of_the_samples(
 def test_the_test_sets_features_for_the_references_are_a_drift_of_the_features(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def swapped(protocol: Any, data: Any, extractor: Any, settings: Settings) -> Any:
-        class Swapped:
-            is_own = True
-            open = staticmethod(lambda split: data.open({"train": "test", "test": "train"}[split]))
+    class Swapped(run.Data):
+        def open(self, split: str) -> Any:
+            return super().open({"train": "test", "test": "train"}[split])
 
-        return run.make_reference(protocol, Swapped(), extractor, settings, tmp_path / "swapped.npz")  # type: ignore[arg-type]
+    def swapped(protocol: Any, data: run.Data, extractor: Any, settings: Settings) -> Any:
+        data = Swapped(data.dataset, data.root)
+        return run.make_reference(protocol, data, extractor, settings, tmp_path / "swapped.npz")
 
     monkeypatch.setattr(run, "find_reference", swapped)
     verdict = gate(without_speed(world, tmp_path))
