@@ -254,6 +254,16 @@ def test_bad_input_exits_with_2_and_says_what_was_found(world, arguments, messag
     assert not (folder / "results").exists()
 
 
+def test_a_file_among_the_records_that_is_none_is_refused_before_anything_is_measured(world, cli):
+    folder, images, protocol = world
+    foreign = folder / "results" / "mine" / "notes.json"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text('{"notes": 1}')
+    done = cli(*run_arguments(images, protocol, "blobs:make"), check=2)
+    assert str(Path("mine") / "notes.json") in done.stderr and "Traceback" not in done.stderr
+    assert [path.name for path in (folder / "results").rglob("*.json")] == ["notes.json"]
+
+
 def test_finished_images_are_scored_without_speed(world, cli):
     folder, images, protocol = world
     rng = np.random.default_rng(1)

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from trilemma_bench.errors import StoreError, TrilemmaError
 from trilemma_bench.models import open_model
 from trilemma_bench.record import ResultRecord
+from trilemma_bench.results import read_records
 from trilemma_bench.run import Data, Settings, evaluate_spec, failure_path, failure_record
 from trilemma_bench.spec import RunSpec
 from trilemma_bench.store import write_atomic
 
 
-def check(specs: Sequence[RunSpec]) -> None:
-    """Open every built-in model once, so that bad input is refused before anything is measured.
+def check(specs: Sequence[RunSpec], out: Path) -> None:
+    """Read the records of `out` and open every built-in model once: bad input is refused before anything is measured.
 
     Raises:
         TrilemmaError: The first thing that cannot be used.
     """
+    if out.is_dir():
+        read_records(out)
     for spec in specs:
         if spec.sampler.kind != "real":
             open_model(spec)
