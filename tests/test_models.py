@@ -67,6 +67,9 @@ def test_a_module_is_told_from_one_that_it_needs(tmp_path: Path, monkeypatch: py
     (tmp_path / "torchlike_sampler.py").write_text("import torchlike\n")
     with pytest.raises(UsageError, match="importing torchlike_sampler failed: No module named 'torchlike'"):
         find_attribute("torchlike_sampler:make", ["ddpm"])
+    (tmp_path / "leaving_sampler.py").write_text("import sys\nsys.exit(7)\n")
+    with pytest.raises(UsageError, match="importing leaving_sampler failed: SystemExit: 7"):
+        find_attribute("leaving_sampler:make", ["ddpm"])
     with pytest.raises(UsageError, match="no model and no module named 'absent.part'"):
         find_attribute("absent.part:make", ["ddpm"])
 

@@ -510,7 +510,7 @@ def find_attribute(name: str, known: Sequence[str]) -> Any:
             f"{name}: no model and no module named {module_name!r}. There are {', '.join(known)}; modules are looked "
             f"up on the Python path and in {here}."
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"{name}: importing {module_name} failed: {type(error).__name__}: {error}.") from error
     for part in attribute.split("."):
         if not hasattr(found, part):

@@ -288,6 +288,17 @@ def untrained(config: Mapping[str, Any], seed: int = 0) -> Weights:
     return Weights(dict(config), None, digest(["untrained", seed, dict(config)]), f"untrained, seed {seed}", seed)
 
 
+def check_file(path: Path) -> None:
+    """Refuse a path after the @ that is no file.
+
+    Raises:
+        WeightsError: Nothing there, or a folder.
+    """
+    if not path.is_file():
+        what = "a folder, not a file" if path.is_dir() else "no such file"
+        raise WeightsError(f"{path}: {what}. Give the path of a weights file after the @.")
+
+
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """Tensors and, where the file holds it, the configuration; nothing in the file is executed.
 
@@ -297,8 +308,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     Raises:
         WeightsError: Missing, unreadable, or not a state dict.
     """
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file. Give the path of a weights file after the @.")
+    check_file(path)
     try:
         if path.suffix == ".safetensors":
             tensors, header = read_safetensors(path)

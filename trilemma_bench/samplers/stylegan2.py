@@ -21,6 +21,7 @@ from trilemma_bench.samplers._helpers import (
     ImageSampler,
     Noise,
     built,
+    check_file,
     make_weights,
     network_of,
     read_tensors,
@@ -97,8 +98,7 @@ def load(path: Path) -> Weights:
 
 
 def _load_official(path: Path) -> Weights:
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file. Give the path of a weights file after the @.")
+    check_file(path)
     networks = read_networks(path)
     if "G_ema" not in networks:
         raise WeightsError(f"{path}: holds {', '.join(networks)}, and no averaged generator G_ema.")
