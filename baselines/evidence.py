@@ -73,7 +73,7 @@ def measure(name: str, run: Path, target: Path) -> list[dict[str, str]]:
         images_seen = int(path.stem)
         if images_seen in rows:
             continue
-        record = evaluate(f"{model_of(name)}@{path}", dataset="cifar10", protocol="lite")
+        record = evaluate(f"{model_of(name)}@{path}", dataset="cifar10", protocol="lite", timed=False)
         row = {"images_seen": str(images_seen), "hours": f"{np.interp(images_seen, seen, hours):.3f}"}
         for item in record.scores:
             if item.kind.name not in SCORES:
