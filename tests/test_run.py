@@ -21,10 +21,12 @@ from PIL import Image
 from small_world import make_world
 
 import trilemma_bench
+from trilemma_bench import speed
 from trilemma_bench.cli import main
 from trilemma_bench.errors import DataError, ProtocolError, UsageError
 from trilemma_bench.images import fingerprint, open_images
 from trilemma_bench.models import open_model, parse_model, parse_models
+from trilemma_bench.ranking import rows
 from trilemma_bench.record import ResultRecord
 from trilemma_bench.run import Settings, evaluate_spec, find_data, find_protocol
 from trilemma_bench.spec import RunSpec
@@ -184,6 +186,20 @@ def test_retime_fills_in_what_an_untimed_record_lacks(world):
     assert len(second.speed.timings) == 1 and second.speed.peak_memory_mib > 0
     assert len(third.speed.timings) == 2 and third.speed.peak_memory_mib == second.speed.peak_memory_mib
     assert numbers(first) == numbers(third)
+
+
+def test_a_record_that_is_timed_again_elsewhere_says_which_machine_was_timed(world, monkeypatch):
+    folder, images, protocol = world
+    first = trilemma_bench.evaluate("blobs:make", str(images), str(protocol), out="out")
+    other = first.hardware.model_copy(update={"model": "another processor"})
+    monkeypatch.setattr(speed, "hardware", lambda device, dtype: other)
+    second = trilemma_bench.evaluate("blobs:make", str(images), str(protocol), out="out", retime=True)
+    assert [timing.hardware for timing in second.speed.timings] == [None, other]
+    assert second.hardware == first.hardware
+    (frame,) = trilemma_bench.leaderboard([second]).to_dict("records")
+    assert frame["hardware"] == "another processor"
+    (table,) = rows([second]).tables
+    assert {column.machine.model for column in table.columns if column.machine} == {"another processor"}
 
 
 def test_the_same_seeds_give_the_same_record_from_python_and_from_the_command_line(world, cli):

@@ -17,8 +17,8 @@ from importlib import resources
 from trilemma_bench import charts
 from trilemma_bench.frontier import frontier
 from trilemma_bench.published import SCORES, PublishedRow
-from trilemma_bench.ranking import Cell, Column, Leaderboard, Row, Table, best_timing, curve_column
-from trilemma_bench.record import ResultRecord
+from trilemma_bench.ranking import Cell, Column, Leaderboard, Row, Table, best_timing, curve_column, timed_on
+from trilemma_bench.record import Hardware, ResultRecord
 from trilemma_bench.render import PUBLISHED_NOTE, cell_text, header, notes, printable
 from trilemma_bench.sweep import curves, fewest_evaluations
 
@@ -340,8 +340,12 @@ def _scores(record: ResultRecord) -> str:
     return _scroll("Scores", "facts", heads, lines)
 
 
+def _machine(hardware: Hardware) -> str:
+    return f"{hardware.device}, {hardware.model}, {hardware.threads} threads, {hardware.dtype}"
+
+
 def _facts(record: ResultRecord) -> str:
-    source, speed, hardware, timing = record.provenance, record.speed, record.hardware, best_timing(record)
+    source, speed, timing = record.provenance, record.speed, best_timing(record)
     commit = f"{source.commit}{' (changed)' if source.dirty else ''}" if source.commit else "not known"
     facts: dict[str, object] = {
         "Weights": f"{source.weights_digest or 'none'} from {source.weights_source or 'no file'}",
@@ -355,14 +359,14 @@ def _facts(record: ResultRecord) -> str:
         **{f"Extractor ({name})": digest for name, digest in source.extractor_identities.items()},
         "Program": f"trilemma-bench {source.package_version}, commit {commit}",
         "Versions": ", ".join(f"{name} {version}" for name, version in source.versions.items()) or "not noted",
-        "Machine": f"{hardware.device}, {hardware.model}, {hardware.threads} threads, {hardware.dtype}",
+        "Machine": _machine(record.hardware),
         "Command": source.command or "not noted",
         "Measured": f"{source.created or 'not noted'}, in {source.duration_seconds:g} s",
     }
     if speed is not None and timing is not None:
         facts["Timing"] = (
             f"{timing.method}, {timing.repeats} repeats of {timing.num_images} images after {timing.warmup} to warm "
-            f"up; loading took {timing.load_seconds:.2f} s"
+            f"up; loading took {timing.load_seconds:.2f} s; on {_machine(timed_on(record))}"
         )
     lines = "".join(f'<tr><th scope="row">{_text(k)}</th><td>{_text(v)}</td></tr>' for k, v in facts.items())
     return f'<div class="scroll"><table class="facts"><tbody>{lines}</tbody></table></div>'

@@ -232,8 +232,14 @@ def _table(records: Sequence[ResultRecord]) -> Table:
     )
 
 
+def timed_on(record: ResultRecord) -> Hardware:
+    """The machine of a record's timing; the record's own where it is untimed."""
+    timing = best_timing(record)
+    return timing.hardware if timing is not None and timing.hardware is not None else record.hardware
+
+
 def _machine(record: ResultRecord) -> Machine:
-    hardware: Hardware = record.hardware
+    hardware = timed_on(record)
     return Machine(hardware.device, hardware.model, hardware.threads, hardware.dtype, record.spec.compile)
 
 
@@ -415,7 +421,7 @@ def _by_seed(records: Sequence[ResultRecord]) -> list[list[ResultRecord]]:
     """Records in groups that differ in the seed alone, in the order of the first of each."""
     groups: dict[tuple[object, ...], list[ResultRecord]] = {}
     for record in records:
-        same = (record.model, record.samples_key, record.spec.model_copy(update={"seed": 0}).digest, record.hardware)
+        same = (record.model, record.samples_key, record.spec.model_copy(update={"seed": 0}).digest, timed_on(record))
         key = (*same, record.name) if record.family in ("images", "real") else same
         groups.setdefault(key, []).append(record)
     found: list[list[ResultRecord]] = []
@@ -626,7 +632,7 @@ def _flat_row(table: int, row: Row) -> Flat:
 
 
 def _flat_speed(record: ResultRecord) -> Flat:
-    speed, timing, hardware = record.speed, best_timing(record), record.hardware
+    speed, timing, hardware = record.speed, best_timing(record), timed_on(record)
     return {
         "nfe": speed.nfe if speed else None,
         "gradient_evaluations": speed.gradient_evaluations if speed else None,

@@ -153,6 +153,16 @@ class ScoredMetric(Frozen):
     """False where the extractor's weights did not have the published digest."""
 
 
+class Hardware(Frozen):
+    """The machine, as far as it moves a number."""
+
+    device: str
+    model: str
+    threads: int
+    platform: str
+    dtype: str
+
+
 class Timing(Frozen):
     """Seconds per 100 images by the protocol's timing rule.
 
@@ -168,6 +178,8 @@ class Timing(Frozen):
     warmup: int
     load_seconds: float
     """Time to read and build the model; not part of the speed."""
+    hardware: Hardware | None = None
+    """The machine that was timed, where it is not the record's."""
 
 
 class Speed(Frozen):
@@ -180,16 +192,6 @@ class Speed(Frozen):
     gflops_per_image: float | None = None
     peak_memory_mib: float | None = None
     timings: tuple[Timing, ...] = ()
-
-
-class Hardware(Frozen):
-    """The machine, as far as it moves a number."""
-
-    device: str
-    model: str
-    threads: int
-    platform: str
-    dtype: str
 
 
 class Provenance(Frozen):
