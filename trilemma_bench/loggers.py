@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from trilemma_bench.ranking import best_timing
 from trilemma_bench.record import ResultRecord
 
 Logger = Callable[[ResultRecord, int], None]
@@ -28,7 +27,7 @@ def scalars(record: ResultRecord) -> dict[str, float]:
             found[name] = item.score.value
         if item.score.stderr is not None and math.isfinite(item.score.stderr):
             found[f"{name}_stderr"] = item.score.stderr
-    timing = best_timing(record)
+    timing = record.best_timing
     if timing is not None:
         found["speed/seconds_per_100_images"] = timing.seconds_per_100_images
     if record.speed is not None and record.speed.nfe is not None:

@@ -17,7 +17,7 @@ from importlib import resources
 from trilemma_bench import charts
 from trilemma_bench.frontier import frontier
 from trilemma_bench.published import SCORES, PublishedRow
-from trilemma_bench.ranking import Cell, Column, Leaderboard, Row, Table, best_timing, curve_column, timed_on
+from trilemma_bench.ranking import Cell, Column, Leaderboard, Row, Table, curve_column
 from trilemma_bench.record import Hardware, ResultRecord
 from trilemma_bench.render import PUBLISHED_NOTE, cell_text, header, notes, printable
 from trilemma_bench.sweep import curves, fewest_evaluations
@@ -345,7 +345,7 @@ def _machine(hardware: Hardware) -> str:
 
 
 def _facts(record: ResultRecord) -> str:
-    source, speed, timing = record.provenance, record.speed, best_timing(record)
+    source, speed, timing = record.provenance, record.speed, record.best_timing
     commit = f"{source.commit}{' (changed)' if source.dirty else ''}" if source.commit else "not known"
     facts: dict[str, object] = {
         "Weights": f"{source.weights_digest or 'none'} from {source.weights_source or 'no file'}",
@@ -366,7 +366,7 @@ def _facts(record: ResultRecord) -> str:
     if speed is not None and timing is not None:
         facts["Timing"] = (
             f"{timing.method}, {timing.repeats} repeats of {timing.num_images} images after {timing.warmup} to warm "
-            f"up; loading took {timing.load_seconds:.2f} s; on {_machine(timed_on(record))}"
+            f"up; loading took {timing.load_seconds:.2f} s; on {_machine(record.timed_on)}"
         )
     lines = "".join(f'<tr><th scope="row">{_text(k)}</th><td>{_text(v)}</td></tr>' for k, v in facts.items())
     return f'<div class="scroll"><table class="facts"><tbody>{lines}</tbody></table></div>'

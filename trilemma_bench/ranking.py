@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from trilemma_bench.errors import UsageError, unknown_name
-from trilemma_bench.record import Axis, Better, Hardware, ResultRecord, Score, ScoredMetric, ScoreKind, Speed, Timing
+from trilemma_bench.record import Axis, Better, ResultRecord, Score, ScoredMetric, ScoreKind, Speed, Timing
 from trilemma_bench.stats import Estimate, pool, rank_ranges
 
 if TYPE_CHECKING:
@@ -232,14 +232,8 @@ def _table(records: Sequence[ResultRecord]) -> Table:
     )
 
 
-def timed_on(record: ResultRecord) -> Hardware:
-    """The machine of a record's timing; the record's own where it is untimed."""
-    timing = best_timing(record)
-    return timing.hardware if timing is not None and timing.hardware is not None else record.hardware
-
-
 def _machine(record: ResultRecord) -> Machine:
-    hardware = timed_on(record)
+    hardware = record.timed_on
     return Machine(hardware.device, hardware.model, hardware.threads, hardware.dtype, record.spec.compile)
 
 
@@ -309,7 +303,7 @@ def _cell(record: ResultRecord, column: Column) -> Cell:
     if record.speed is None or (column.machine is not None and column.machine != _machine(record)):
         return Cell("not measured")
     if column.name == "seconds_per_100_images":
-        return _timing_cell(best_timing(record))
+        return _timing_cell(record.best_timing)
     if column.name not in Speed.model_fields:
         return Cell("not measured")
     value = getattr(record.speed, column.name)
@@ -322,13 +316,6 @@ def _score_cell(item: ScoredMetric) -> Cell:
         return Cell("failed", note=score.failure, verified=item.verified)
     low, high = score.interval if score.interval is not None else (None, None)
     return Cell("value", score.value, low, high, verified=item.verified)
-
-
-def best_timing(record: ResultRecord) -> Timing | None:
-    """The newest measured timing of a record, else its newest extrapolated one, else None."""
-    timings = record.speed.timings if record.speed is not None else ()
-    measured = [timing for timing in timings if timing.method == "measured"]
-    return next(iter([*reversed(measured), *reversed(timings)]), None)
 
 
 def _timing_cell(timing: Timing | None) -> Cell:
@@ -421,7 +408,7 @@ def _by_seed(records: Sequence[ResultRecord]) -> list[list[ResultRecord]]:
     """Records in groups that differ in the seed alone, in the order of the first of each."""
     groups: dict[tuple[object, ...], list[ResultRecord]] = {}
     for record in records:
-        same = (record.model, record.samples_key, record.spec.model_copy(update={"seed": 0}).digest, timed_on(record))
+        same = (record.model, record.samples_key, record.spec.model_copy(update={"seed": 0}).digest, record.timed_on)
         key = (*same, record.name) if record.family in ("images", "real") else same
         groups.setdefault(key, []).append(record)
     found: list[list[ResultRecord]] = []
@@ -632,7 +619,7 @@ def _flat_row(table: int, row: Row) -> Flat:
 
 
 def _flat_speed(record: ResultRecord) -> Flat:
-    speed, timing, hardware = record.speed, best_timing(record), timed_on(record)
+    speed, timing, hardware = record.speed, record.best_timing, record.timed_on
     return {
         "nfe": speed.nfe if speed else None,
         "gradient_evaluations": speed.gradient_evaluations if speed else None,

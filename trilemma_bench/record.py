@@ -256,6 +256,19 @@ class ResultRecord(Frozen):
             other_version="Use the version of trilemma-bench that wrote it, or measure again.",
         )  # fmt: skip
 
+    @property
+    def best_timing(self) -> Timing | None:
+        """The newest measured timing, else the newest extrapolated one, else None."""
+        timings = self.speed.timings if self.speed is not None else ()
+        measured = [timing for timing in timings if timing.method == "measured"]
+        return next(iter([*reversed(measured), *reversed(timings)]), None)
+
+    @property
+    def timed_on(self) -> Hardware:
+        """The machine of the best timing; the record's own where that names none or there is none."""
+        timing = self.best_timing
+        return timing.hardware if timing is not None and timing.hardware is not None else self.hardware
+
     def dumps(self) -> str:
         """The record as JSON text."""
         return self.model_dump_json(indent=2) + "\n"

@@ -47,7 +47,6 @@ from trilemma_bench.kinds import (
 )
 from trilemma_bench.models import OpenModel, adopt, check_device, of_each_train_seed, open_model, parse_model
 from trilemma_bench.points import open_points
-from trilemma_bench.ranking import timed_on
 from trilemma_bench.record import Hardware, Provenance, ResultRecord, Score, ScoredMetric, Speed
 from trilemma_bench.spec import Protocol, ReferenceSpec, RunSpec, SamplerSpec, ScoreSpec, digest, load_protocol
 from trilemma_bench.stats import mean_stderr, symmetric_interval
@@ -285,7 +284,7 @@ def evaluate_spec(
         there = {} if here == finished.hardware else {"hardware": here}
         # What a record has stays, but for another machine's memory; one that was made untimed lacks the operations too.
         known = {key: value for key, value in finished.speed if value is not None}
-        if here != timed_on(finished):
+        if here != finished.timed_on:
             known.pop("peak_memory_mib", None)
         known["timings"] = (*finished.speed.timings, *(timing.model_copy(update=there) for timing in again.timings))
         record = finished.model_copy(update={"speed": again.model_copy(update=known)})
