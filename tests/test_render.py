@@ -245,6 +245,8 @@ def test_formats_go_by_their_long_names_too(tmp_path: Path) -> None:
     assert [path.name for path in paths] == ["leaderboard.md", "leaderboard.tex"]
     with pytest.raises(UsageError, match="did you mean 'latex'"):
         write_leaderboard(rows(RECORDS), tmp_path, formats=["latx"])
+    with pytest.raises(UsageError, match="names none"):
+        write_leaderboard(rows(RECORDS), tmp_path, formats=[])
 
 
 def test_latex_has_booktabs_rules_and_every_row_as_many_cells() -> None:

@@ -155,7 +155,7 @@ def run(
             for item in named
             for each in _seeds(seeds, seed)
         ]
-        jobs.check(specs, out)
+        jobs.check(specs, data, out)
         records = jobs.run_all(specs, data, settings, failed=_print_failure)
     _finish(records, out, settings, found, quiet=quiet, as_json=as_json)
 
@@ -212,7 +212,7 @@ def sweep(
         data = find_data(dataset, settings)
         found = find_protocol(protocol, data, num_samples=num_samples)
         specs = [run_spec(item, found, seed=seed, device=device, batch_size=batch_size) for item in named]
-        jobs.check(specs, out)
+        jobs.check(specs, data, out)
         records = jobs.run_all(specs, data, settings, failed=_print_failure)
     if figures is not None:
         from trilemma_bench.figures import write_figures

@@ -10,13 +10,13 @@ from trilemma_bench.errors import StoreError, TrilemmaError
 from trilemma_bench.models import open_model
 from trilemma_bench.record import ResultRecord
 from trilemma_bench.results import read_records
-from trilemma_bench.run import Data, Settings, evaluate_spec, failure_path, failure_record
+from trilemma_bench.run import Data, Settings, evaluate_spec, failure_path, failure_record, open_real
 from trilemma_bench.spec import RunSpec
 from trilemma_bench.store import write_atomic
 
 
-def check(specs: Sequence[RunSpec], out: Path) -> None:
-    """Read the records of `out` and open every built-in model once: bad input is refused before anything is measured.
+def check(specs: Sequence[RunSpec], data: Data, out: Path) -> None:
+    """Read the records of `out` and open every model and split once: bad input is refused before anything is measured.
 
     Raises:
         TrilemmaError: The first thing that cannot be used.
@@ -24,7 +24,9 @@ def check(specs: Sequence[RunSpec], out: Path) -> None:
     if out.is_dir():
         read_records(out)
     for spec in specs:
-        if spec.sampler.kind != "real":
+        if spec.sampler.kind == "real":
+            open_real(spec, data)
+        else:
             open_model(spec)
 
 

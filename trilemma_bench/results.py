@@ -150,8 +150,10 @@ def write_leaderboard(
             of their own.
 
     Raises:
-        UsageError: No such format.
+        UsageError: No such format, or none at all.
     """
+    if not formats:
+        raise UsageError(f"--format names none. There are {', '.join([*FORMATS, *LONG_NAMES])}.")
     chosen = [LONG_NAMES.get(name, name) for name in formats]
     for name in chosen:
         if name not in FORMATS:

@@ -504,8 +504,7 @@ def _source(spec: RunSpec, data: Data, settings: Settings, model: OpenModel | No
     if images is not None:
         return _image_source(images, spec, label=spec.sampler.name, family="images")
     if spec.sampler.kind == "real":
-        split = str(spec.sampler.options["split"])
-        return _image_source(data.open(split), spec, label=f"real:split={split}", family="real")
+        return _image_source(open_real(spec, data), spec, label=str(spec.sampler), family="real")
     opened = model or open_model(spec)
     source = _model_source(opened, spec, settings)
     for one in of_each_train_seed(spec, opened):
@@ -515,8 +514,19 @@ def _source(spec: RunSpec, data: Data, settings: Settings, model: OpenModel | No
     return source
 
 
-def _image_source(images: ImageSet, spec: RunSpec, *, label: str, family: str) -> _Source:
-    """As many of the images as the protocol asks for, chosen by the seed where there are more."""
+def open_real(spec: RunSpec, data: Data) -> ImageSet:
+    """The split that a spec of real images names.
+
+    Raises:
+        DataError: There is no such split.
+        ProtocolError: It has fewer images than the protocol asks for.
+    """
+    images = data.open(str(spec.sampler.options["split"]))
+    _check_count(images, spec)
+    return images
+
+
+def _check_count(images: ImageSet, spec: RunSpec) -> None:
     count = spec.protocol.num_generated
     if len(images) < count:
         advice = f"--num-samples {len(images)} measures them under a variant with that count."
@@ -524,6 +534,12 @@ def _image_source(images: ImageSet, spec: RunSpec, *, label: str, family: str) -
             f"{spec.protocol.name} needs {count} generated {_what(images.shape)}; {images.name} has {len(images)}. "
             f"{advice if len(images) > 1 else 'Two are the fewest that can be measured.'}"
         )
+
+
+def _image_source(images: ImageSet, spec: RunSpec, *, label: str, family: str) -> _Source:
+    """As many of the images as the protocol asks for, chosen by the seed where there are more."""
+    _check_count(images, spec)
+    count = spec.protocol.num_generated
     rng = np.random.Generator(np.random.Philox(key=np.array([spec.seed, 0], np.uint64)))
     chosen = np.sort(rng.permutation(len(images))[:count])
 
