@@ -373,3 +373,11 @@ def test_a_gate_where_nothing_moved_says_so() -> None:
     (left,) = (check for check in verdict.checks if check.state == "not judged")
     assert len(others) == 1 and others[0].startswith("  not judged: ") and left.what in others[0]
     assert gate_text.to_annotations(verdict) == []
+
+
+def test_of_several_seeds_one_drift_up_does_not_hide_one_down() -> None:
+    fd, recall = STEADY[FD], STEADY[RECALL]
+    up = measured(0, {FD: fd[0] + 5, RECALL: recall[0]}, digest="run 0")
+    down = measured(1, {FD: fd[1] - 5, RECALL: recall[1]}, digest="run 1")
+    for records in ((up, down), (up,), (down,)):
+        assert states(expectation(STEADY), Observation(records=records))["fd_toy"] == ("metric", "drift")

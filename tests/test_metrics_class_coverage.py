@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from metric_cases import reference
 
+from trilemma_bench import stats
 from trilemma_bench.errors import ProtocolError
 from trilemma_bench.kinds import Array
 from trilemma_bench.metrics import _modes
@@ -141,3 +142,26 @@ def test_parameters_outside_their_range_are_refused(params: dict[str, Any], mess
         scores(logits_of(np.arange(50)), **params)
     with pytest.raises(ProtocolError, match="at most 1048576"):
         scores(np.zeros((5, 42), np.float32), factors=21)
+
+
+def test_no_divergence_is_below_nothing_by_rounding() -> None:
+    for modes in range(2, 300):
+        even = np.full(modes, 7)
+        assert _modes.kl(even) >= 0 and _modes.reverse_kl(even) >= 0
+
+
+@pytest.mark.parametrize(("rare", "expected"), [(1, 1.0), (1, 3.0), (2, 3.0), (5, 0.2), (0, 0.0)])
+def test_intervals_of_the_captured_modes_hold_their_mean_over_new_samples(rare: int, expected: float) -> None:
+    """Also where each rare mode has none or several samples, so that leaving out a group changes nothing."""
+    rng, count, modes, draws = np.random.default_rng(rare), 2000, 25, 200
+    weight = np.full(modes, (1 - rare * expected / count) / (modes - rare))
+    weight[:rare] = expected / count
+    mean = float((1 - (1 - weight) ** count).sum())
+    held = []
+    for _ in range(draws):
+        labels = stats.group_labels(count, groups=20, rng=rng)
+        counts = histogram(rng.choice(modes, count, p=weight), labels, modes)
+        found = of_histogram(counts)["modes_captured"]
+        assert found.interval is not None and found.interval[0] >= 0 and found.interval[1] <= modes
+        held.append(found.interval[0] - 1e-6 <= mean <= found.interval[1] + 1e-6)
+    assert np.mean(held) >= 0.93

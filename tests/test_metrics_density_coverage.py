@@ -101,3 +101,11 @@ def test_names_say_whose_features_they_are_of() -> None:
 def test_k_needs_more_real_samples() -> None:
     with pytest.raises(ProtocolError, match="k = 5 needs .* at least 6 rows; got 5"):
         dc.density(real=features(5, seed=11), generated=features(9, seed=12))
+
+
+def test_one_sample_that_diverged_leaves_the_coverage_of_the_others() -> None:
+    rng = np.random.default_rng(0)
+    real, generated = (rng.normal(size=(600, 2)).astype(np.float32) for _ in range(2))
+    expected = dc.coverage(real=real, generated=generated)
+    generated[0] = 1e8
+    assert dc.coverage(real=real, generated=generated) == pytest.approx(expected, abs=0.01)

@@ -197,3 +197,22 @@ def test_broken_moments_are_refused() -> None:
         fd.frechet_distance(real=good, generated=Moments(20, good.mean, good.cov[:3]))
     with pytest.raises(ProtocolError, match="at least 2 rows; got 1"):
         fd.moments(features(1, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("cov", "message"), [([[1.0, 5.0], [0.0, 1.0]], "not symmetric"), ([[1.0, 0.0], [0.0, -1.0]], "eigenvalue -1")]
+)
+def test_matrices_that_are_no_covariances_are_refused(cov: list[list[float]], message: str) -> None:
+    whole = gaussian([0.0, 0.0], [[1.0, 0.0], [0.0, 1.0]])
+    for pair in ({"real": gaussian([0.0, 0.0], cov), "generated": whole},
+                 {"real": whole, "generated": gaussian([0.0, 0.0], cov)}):  # fmt: skip
+        with pytest.raises(ProtocolError, match=message):
+            fd.frechet_distance(**pair)
+
+
+def test_moments_in_float32_are_computed_with_in_float64() -> None:
+    found = fd.moments(features(10, seed=1))
+    single = Moments(found.n, found.mean.astype(np.float32), found.cov.astype(np.float32))  # type: ignore[arg-type]
+    double = Moments(found.n, single.mean.astype(np.float64), single.cov.astype(np.float64))
+    real = fd.moments(features(300, seed=2))
+    assert fd.frechet_distance(real=real, generated=single) == fd.frechet_distance(real=real, generated=double)

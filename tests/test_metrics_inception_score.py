@@ -108,3 +108,15 @@ def test_torch_fidelitys_shuffle_gives_torch_fidelitys_score() -> None:
     ).values()
     theirs = isc_features_to_metric(torch.from_numpy(logits))
     assert score.value == pytest.approx(theirs["inception_score_mean"], rel=1e-12)
+
+
+@pytest.mark.parametrize("classes", [10, 1000])
+def test_images_that_are_all_alike_score_one_whatever_their_number(classes: int) -> None:
+    """Rounding must not take the score, nor its interval, below what it can be."""
+    rng = np.random.default_rng(1)
+    for count in range(20, 400, 10):
+        logits = np.tile(rng.normal(size=classes) * 3, (count, 1)).astype(np.float32)
+        generated = {"features": logits, "logits": logits}
+        (found,) = isc.compute(real=reference(), generated=generated, rng=rng).values()
+        assert found.value is not None and found.interval is not None
+        assert 1 <= found.interval[0] <= found.value <= found.interval[1] == pytest.approx(1)

@@ -185,3 +185,9 @@ def test_torch_fidelitys_draws_give_torch_fidelitys_mean_over_subsets() -> None:
         kd.compute(
             real=known, generated=layers(generated), rng=RNG(0), subset_size=50, draws="torch-fidelity"
         )  # fmt: skip
+
+
+def test_features_too_large_for_the_kernel_are_refused_in_words() -> None:
+    huge = (features(60, seed=1) * np.float32(1e30)).astype(np.float32)
+    with pytest.raises(ProtocolError, match="features of that size overflow"):
+        kd.compute(real=reference(), generated=layers(huge), rng=np.random.default_rng(0), subset_size=10)

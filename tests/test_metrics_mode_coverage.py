@@ -145,5 +145,5 @@ def test_the_best_fraction_of_high_quality_is_that_of_real_samples() -> None:
 
 
 def test_the_interval_names_the_groups_that_there_were() -> None:
-    assert scores(draw(5, 1))["modes_captured"].uncertainty.startswith("jackknife over 5 groups")
+    assert scores(draw(5, 1))["mode_kl"].uncertainty.startswith("jackknife over 5 groups")
     assert scores(draw(500, 1))["modes_captured"].uncertainty.startswith("jackknife over 20 groups")

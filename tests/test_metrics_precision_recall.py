@@ -150,3 +150,25 @@ def test_names_say_whose_features_they_are_of() -> None:
 def test_k_and_count_must_fit(count: int, k: int, message: str) -> None:
     with pytest.raises(ProtocolError, match=message):
         pr.precision(real=features(50, seed=16), generated=features(count, seed=17), k=k)
+
+
+def test_no_real_sample_inside_is_told_from_none_at_all_with_an_interval() -> None:
+    far = layers(features(300, seed=4) + 1000)
+    recall = pr.compute(real=reference(), generated=far, rng=np.random.default_rng(0))["recall_toy"]
+    assert recall.value == 0 and recall.interval == pytest.approx((0, 0.00636), abs=1e-4)
+    assert "over the real samples" in recall.uncertainty
+
+
+@pytest.mark.parametrize("dimensions", [2, 8])
+def test_one_sample_that_diverged_leaves_the_others_as_they_are(dimensions: int) -> None:
+    """Its size must not enter the rounding of all distances, as it would through a mean that is taken off."""
+    rng = np.random.default_rng(0)
+    real, generated = (
+        (rng.integers(0, 5, (600, dimensions)) * 2 - 4 + rng.normal(size=(600, dimensions)) * 0.05).astype(np.float32)
+        for _ in range(2)
+    )
+    expected = pr.recall(real=real, generated=generated), pr.precision(real=real, generated=generated)
+    generated[0] = 0
+    generated[0, 0] = 1e8
+    found = pr.recall(real=real, generated=generated), pr.precision(real=real, generated=generated)
+    assert found == pytest.approx(expected, abs=0.01)

@@ -279,3 +279,15 @@ def test_leaderboard_and_render_import_without_torch_or_pandas() -> None:
     code = "import sys, trilemma_bench.render; print({'torch', 'pandas'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
+
+
+def test_a_mean_over_seeds_has_no_interval_beyond_what_the_score_can_be() -> None:
+    spread = [
+        record("m", 100.0 + seed, scores=(scored(RECALL, Score(value=value, stderr=0.01, bounds=(0, 1))),), seed=seed)
+        for seed, value in enumerate([0.05, 0.2])
+    ]
+    found = only_table(spread).rows[0].record.score("recall_toy")
+    assert found is not None and found.interval is not None
+    assert found.interval[0] == 0 and found.interval[1] == 1 and found.bounds == (0, 1)
+    unbound = only_table([record("m", 3.0, seed=0), record("m", 6.0, seed=1)]).rows[0].record.score("fd_toy")
+    assert unbound is not None and unbound.interval is not None and unbound.interval[0] < 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -297,3 +298,17 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("TRILEMMA_CACHE", "")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "trilemma-bench"
+
+
+def test_writers_of_one_file_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    contents = [bytes([65 + index]) * 4096 for index in range(4)]
+
+    def write(content: bytes) -> None:
+        for _ in range(50):
+            write_atomic(path, content)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, contents))
+    assert path.read_bytes() in contents
+    assert os.listdir(tmp_path) == ["x.json"]

@@ -12,7 +12,8 @@ from trilemma_bench import registry
 from trilemma_bench.cards import Card, find_card
 from trilemma_bench.errors import UsageError, WeightsError
 from trilemma_bench.models import open_model, parse_model
-from trilemma_bench.run import evaluate, run_spec
+from trilemma_bench.record import Score, ScoredMetric, ScoreKind
+from trilemma_bench.run import _over_training_seeds, evaluate, run_spec
 from trilemma_bench.spec import RunSpec, load_protocol
 
 PROTOCOL = """
@@ -159,3 +160,14 @@ def test_the_card_with_the_most_of_the_wanted_options_is_taken(monkeypatch: pyte
     assert found("a", steps=2, other=1) == "two"
     assert found("a", steps=2, predict="eps") == "both"
     assert found("c") is None
+
+
+def test_a_mean_over_training_seeds_has_no_interval_beyond_what_the_score_can_be() -> None:
+    kind = ScoreKind(name="modes_captured", axis="coverage", higher_is_better=True)
+    items = [
+        ScoredMetric(kind=kind, score=Score(value=value, stderr=0.5, bounds=(0, 25)), features_key="f", score_key="s")
+        for value in (24.0, 25.0, 20.0)
+    ]
+    found = _over_training_seeds(items).score
+    assert found.value == 23 and found.interval is not None and found.bounds == (0, 25)
+    assert found.interval[0] == pytest.approx(23 - 4.3027 * found.stderr, abs=1e-3) and found.interval[1] == 25

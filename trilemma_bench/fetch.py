@@ -7,6 +7,7 @@ import http.client
 import os
 import socket
 import urllib.request
+import uuid
 from pathlib import Path
 
 CONNECT_SECONDS = 5.0
@@ -32,7 +33,7 @@ def fetch(url: str, folder: Path, *, sha256: str | None = None, md5: str | None 
         FetchError: No network, an error on the way, or another digest; one line.
     """
     name = url.rsplit("/", 1)[1]
-    partial = folder / f"{name}.{os.getpid()}.part"
+    partial = folder / f"{name}.{uuid.uuid4().hex[:12]}.part"
     try:
         _require_network(url)
         from torchvision.datasets.utils import download_url

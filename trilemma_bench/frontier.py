@@ -6,7 +6,6 @@ good on every axis and better on one.
 
 from __future__ import annotations
 
-import itertools
 import math
 import operator
 import re
@@ -95,7 +94,7 @@ def _hypervolume_share(points: Sequence[Sequence[float]]) -> float | None:
         [(value - low) / (high - low) for value, (low, high) in zip(point, axes, strict=True) if high > low]
         for point in points
     ]
-    # What another dominates adds no volume, and the cells to look at grow with the cube of the points.
+    # What another dominates adds no volume, and the work grows with the cube of the points.
     efficient = [point for point in scaled if not any(dominates(other, point) for other in scaled)]
     return hypervolume(efficient) if scaled[0] else None
 
@@ -107,15 +106,18 @@ def hypervolume(points: Sequence[Sequence[float]]) -> float:
         points: Numbers in 0..1, lower is better; all of one dimension, at most a handful.
 
     Returns:
-        Value in 0..1, exact: the box is cut at the points' coordinates, and cells are counted whose lower corner
-        is dominated.
+        Value in 0..1, exact: the box is cut into slices at the last coordinates, and each has one dimension less.
     """
-    cuts = [sorted({*axis, 1.0}) for axis in zip(*points, strict=True)]
-    total = 0.0
-    for cell in itertools.product(*(list(itertools.pairwise(axis)) for axis in cuts)):
-        if any(all(value <= low for value, (low, _) in zip(point, cell, strict=True)) for point in points):
-            total += math.prod(high - low for low, high in cell)
-    return total
+    if not points:
+        return 0.0
+    if not points[0]:
+        return 1.0
+    order = sorted(points, key=lambda point: point[-1])
+    ends = [*(point[-1] for point in order[1:]), 1.0]
+    return math.fsum(
+        (end - point[-1]) * hypervolume([each[:-1] for each in order[:count]])
+        for count, (point, end) in enumerate(zip(order, ends, strict=True), start=1) if end > point[-1]
+    )  # fmt: skip
 
 
 # --- questions ----------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ and floor: they are neither sorted among the models nor ever best.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -449,16 +448,7 @@ def _over_seeds(found: Sequence[Score | None], seeds: Sequence[int]) -> tuple[Sc
 def _pooled_score(scores: Sequence[Score]) -> tuple[Score, float | None]:
     values = [score.value for score in scores if score.value is not None]
     stderrs = [score.stderr for score in scores if score.stderr is not None]
-    intervals = [score.interval for score in scores if score.interval is not None]
-    # No interval reaches beyond what the score can be: where one seed's was cut off, so is the pooled one.
-    low = min((low for low, _ in intervals), default=-math.inf)
-    high = max((high for _, high in intervals), default=math.inf)
-    found = pool(values, stderrs if len(stderrs) == len(scores) else None, bounds=(-math.inf, math.inf))
-    interval = found.interval
-    if low == 0:
-        interval = (max(0.0, interval[0]), interval[1])
-    if high == 1:
-        interval = (interval[0], min(1.0, interval[1]))
+    found = pool(values, stderrs if len(stderrs) == len(scores) else None, bounds=scores[0].limits)
     from_spread = found.within is None or found.between > found.within
     dofs = [score.dof for score in scores if score.dof is not None]
     dof = len(scores) - 1 if from_spread else sum(dofs) if len(dofs) == len(scores) else None
@@ -471,7 +461,8 @@ def _pooled_score(scores: Sequence[Score]) -> tuple[Score, float | None]:
             for score in scores if score.value is not None for replicate in score.replicates or ()
         )  # fmt: skip
     pooled = Score(
-        value=found.value, stderr=found.stderr, interval=interval, dof=dof, n=scores[0].n, replicates=replicates,
+        value=found.value, stderr=found.stderr, interval=found.interval, dof=dof, n=scores[0].n, replicates=replicates,
+        bounds=scores[0].bounds,
         uncertainty=f"mean over {len(scores)} seeds; the wider of the intervals from their spread and from samples",
     )  # fmt: skip
     return pooled, found.between / found.within if found.within else None

@@ -114,6 +114,8 @@ class Score(Frozen):
     uncertainty: str = ""
     n: int | None = None
     failure: str | None = None
+    bounds: tuple[float | None, float | None] = (None, None)
+    """The least and the greatest value that the score can take, which no interval goes beyond; None: no such limit."""
     dof: int | None = Field(default=None, ge=1)
     """Degrees of freedom behind `stderr` where it is of a few values, which `interval` allows for; None: of many."""
     replicates: tuple[float, ...] | None = None
@@ -135,6 +137,12 @@ class Score(Frozen):
         if self.interval is not None and not -math.inf < self.interval[0] <= self.interval[1] < math.inf:
             raise ValueError(f"an interval is two finite numbers, the lower first, or None; got {self.interval}")
         return self
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """`bounds`, infinite where there is none."""
+        low, high = self.bounds
+        return -math.inf if low is None else low, math.inf if high is None else high
 
     @classmethod
     def failed(cls, reason: str) -> Score:

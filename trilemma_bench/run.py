@@ -431,9 +431,9 @@ def _over_training_seeds(items: Sequence[ScoredMetric]) -> ScoredMetric:
     else:
         mean, stderr = float(np.mean(known)), mean_stderr(known)
         score = Score(
-            value=mean, stderr=stderr, interval=symmetric_interval(mean, stderr, dof=len(known) - 1),
-            uncertainty=f"t interval over {len(known)} training seeds", dof=len(known) - 1, n=items[0].score.n,
-            per_seed=tuple(known),
+            value=mean, stderr=stderr, bounds=items[0].score.bounds, dof=len(known) - 1, n=items[0].score.n,
+            interval=symmetric_interval(mean, stderr, dof=len(known) - 1, bounds=items[0].score.limits),
+            uncertainty=f"t interval over {len(known)} training seeds", per_seed=tuple(known),
             histogram=tuple(int(sum(each)) for each in zip(*(item.score.histogram for item in items), strict=True)),
         )  # fmt: skip
     return items[0].model_copy(update={"score": score})

@@ -86,7 +86,7 @@ def symmetric_interval(
     dof: float | None = None,
     bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> tuple[float, float]:
-    """value -+ quantile * stderr, cut off at `bounds`.
+    """value -+ quantile * stderr, cut off at `bounds`; of the nearest bound where rounding left `value` beyond it.
 
     Args:
         value: The estimate.
@@ -95,10 +95,11 @@ def symmetric_interval(
         bounds: Range of values that the score can take at all.
 
     Returns:
-        (low, high), bounds[0] <= low <= high <= bounds[1] wherever `value` is within the bounds.
+        (low, high), bounds[0] <= low <= high <= bounds[1].
     """
     quantile = float(ndtri(_UPPER)) if dof is None else float(stdtrit(dof, _UPPER))
     low, high = bounds
+    value = min(max(value, low), high)
     return max(low, value - quantile * stderr), min(high, value + quantile * stderr)
 
 

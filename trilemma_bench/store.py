@@ -13,6 +13,7 @@ import io
 import json
 import os
 import struct
+import uuid
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -67,7 +68,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         StoreError: It cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    # No other writer has this name, be it a thread or a container whose processes have the same numbers.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial

@@ -16,9 +16,12 @@ from trilemma_bench.record import Score
 
 Float64 = _helpers.Float64
 
+SLACK = 1e-6
+"""Rounding that a covariance may bring along, as a share of its largest number; float32 is well within."""
 
-def check_moments(found: Moments, what: str) -> None:
-    """Raises ProtocolError unless these are a mean [D] and a covariance [D, D] of finite numbers."""
+
+def checked_moments(found: Moments, what: str) -> Moments:
+    """The same in float64; raises ProtocolError unless they are a mean [D] and a symmetric matrix [D, D], finite."""
     if found.mean.ndim != 1 or found.cov.shape != found.mean.shape * 2:
         raise ProtocolError(
             f"{what} must be a mean [D] and a covariance [D, D]; got {found.mean.shape} and {found.cov.shape}. "
@@ -26,11 +29,19 @@ def check_moments(found: Moments, what: str) -> None:
         )
     if not (np.isfinite(found.mean).all() and np.isfinite(found.cov).all()):
         raise ProtocolError(f"{what} hold NaN or Inf. Make them again from features that are finite.")
+    mean, cov = found.mean.astype(np.float64), found.cov.astype(np.float64)
+    apart, largest = float(np.abs(cov - cov.T).max(initial=0)), float(np.abs(cov).max(initial=0))
+    if apart > SLACK * largest:
+        raise ProtocolError(
+            f"{what}: the covariance is not symmetric: two halves differ by {apart:.3g}, its largest number is "
+            f"{largest:.3g}. Make them with moments(features)."
+        )
+    return Moments(found.n, mean, cov)
 
 
 def checked(real: Moments, generated: Array) -> Array:
     """The generated features, checked for themselves and for the width of the real moments."""
-    check_moments(real, "real moments")
+    checked_moments(real, "real moments")
     features = _helpers.check_features(
         generated, what="generated features", minimum=2, why="a covariance needs two samples"
     )
@@ -40,7 +51,12 @@ def checked(real: Moments, generated: Array) -> Array:
 
 def factor(cov: Float64) -> Float64:
     """L with cov = L L^T, float64 [D, rank]."""
-    values, vectors = np.linalg.eigh(cov)
+    values, vectors = np.linalg.eigh(cov.astype(np.float64, copy=False))
+    if values[0] < -SLACK * values[-1]:
+        raise ProtocolError(
+            f"a covariance has the eigenvalue {values[0]:.3g} beside {values[-1]:.3g}; none is below 0. "
+            "Make it with moments(features)."
+        )
     # Below this an eigenvalue is rounding, and its root would be 1e-8 of the largest instead of nothing.
     kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
     return vectors[:, kept] * np.sqrt(values[kept])
@@ -108,7 +124,7 @@ def name_of(extractor: str, is_inception: bool) -> tuple[str, str]:
 
 
 def scored(
-    value: float, influences: Float64, *, fixed: str, bounds: tuple[float, float] = (-math.inf, math.inf)
+    value: float, influences: Float64, *, fixed: str, bounds: tuple[float | None, float | None] = (None, None)
 ) -> Score:
     """The score of a distance with the infinitesimal jackknife's error from each sample's influence, float64 [N].
 
@@ -119,10 +135,10 @@ def scored(
         bounds: Of the interval.
     """
     stderr = stats.mean_stderr(influences)
-    return Score(
-        value=value,
-        stderr=stderr,
-        interval=stats.symmetric_interval(value, stderr, bounds=bounds),
+    return _helpers.estimate(
+        value,
+        stderr,
+        bounds=bounds,
         uncertainty=f"infinitesimal jackknife over generated samples; {fixed}",
         n=len(influences),
         replicates=stats.leave_out(value, influences, groups=_helpers.GROUPS),

@@ -23,6 +23,7 @@ from scipy.special import digamma
 
 from trilemma_bench import stats
 from trilemma_bench.kinds import Array
+from trilemma_bench.metrics import _helpers
 from trilemma_bench.record import Score, ScoreKind
 
 CAPTURED = ScoreKind(name="modes_captured", axis="coverage", higher_is_better=True, label="modes")
@@ -35,11 +36,17 @@ REVERSE_KL = ScoreKind(name="mode_kl_reverse", axis="coverage", higher_is_better
 TV = ScoreKind(name="mode_tv", axis="coverage", higher_is_better=False, label="mode TV")
 
 
-def bounds(modes: int) -> dict[str, tuple[float, float]]:
+CERTAIN = 0.05
+"""Modes: a standard error under this, a mode more or less in one of 400 draws, is none."""
+
+Bounds = tuple[float | None, float | None]
+
+
+def bounds(modes: int) -> dict[str, Bounds]:
     """The range of each score over a histogram of so many modes."""
     return {
-        CAPTURED.name: (0, modes), HELD.name: (0, modes), KL.name: (0, np.inf), CORRECTED_KL.name: (-np.inf, np.inf),
-        REVERSE_KL.name: (0, np.inf), TV.name: (0, 1),
+        CAPTURED.name: (0, modes), HELD.name: (0, modes), KL.name: (0, None), CORRECTED_KL.name: (None, None),
+        REVERSE_KL.name: (0, None), TV.name: (0, 1),
     }  # fmt: skip
 
 
@@ -52,7 +59,7 @@ def kl(counts: Array) -> float:
     """KL(p, q) in nats of counts [K] against equal weights."""
     weight = counts / counts.sum()
     taken = weight[weight > 0]
-    return float((taken * np.log(taken * len(weight))).sum())
+    return max(0.0, float((taken * np.log(taken * len(weight))).sum()))
 
 
 def corrected_kl(counts: Array) -> float:
@@ -69,7 +76,7 @@ def corrected_kl(counts: Array) -> float:
 def reverse_kl(counts: Array) -> float:
     """KL(q, p~) in nats, p~ with half a sample more in each mode."""
     weight = (counts + 0.5) / (counts.sum() + len(counts) / 2)
-    return float(-np.log(weight * len(weight)).mean())
+    return max(0.0, float(-np.log(weight * len(weight)).mean()))
 
 
 def total_variation(counts: Array) -> float:
@@ -77,17 +84,37 @@ def total_variation(counts: Array) -> float:
     return float(np.abs(counts / counts.sum() - 1 / len(counts)).sum() / 2)
 
 
-def jackknifed(value: float, replicates: list[float], limits: tuple[float, float], count: int) -> Score:
+def jackknifed(value: float, replicates: list[float], limits: Bounds, count: int) -> Score:
     """A score with the delete-a-group jackknife's interval; replicates that are NaN do not count."""
     known = [each for each in replicates if not np.isnan(each)]
     if len(known) < 2:
-        return Score(value=value, uncertainty="none: too few samples", n=count)
-    stderr = stats.jackknife_stderr(known)
-    return Score(
-        value=value,
-        stderr=stderr,
-        interval=stats.symmetric_interval(value, stderr, dof=len(known) - 1, bounds=limits),
-        dof=len(known) - 1,
+        return Score(value=value, uncertainty="none: too few samples", n=count, bounds=limits)
+    return _helpers.estimate(
+        value, stats.jackknife_stderr(known), dof=len(known) - 1, bounds=limits, n=count,
         uncertainty=f"jackknife over {len(known)} groups of generated samples",
-        n=count,
-    )
+    )  # fmt: skip
+
+
+def captured(counts: Array, replicates: list[float], total: int) -> Score:
+    """Modes with a sample, of counts [K]; their histogram and, where the jackknife sees no spread, `redrawn_stderr`."""
+    score = jackknifed(float((counts > 0).sum()), replicates, (0, len(counts)), total)
+    redrawn = redrawn_stderr(counts)
+    if score.stderr == 0 and redrawn > CERTAIN:
+        score = _helpers.estimate(
+            float((counts > 0).sum()), redrawn, bounds=score.bounds, n=total,
+            uncertainty="new samples of the modes as filled here, as a jackknife over groups sees no spread",
+        )  # fmt: skip
+    return score
+
+
+def redrawn_stderr(counts: Array) -> float:
+    """Standard error of the number of modes with a sample, from the samples in each, where a jackknife sees none.
+
+    Of n samples in a mode as many new ones lose it with probability exp(-n) (Poisson); all empty modes together count
+    as one of half a sample, as by Good's estimate (1953) unseen modes weigh little where none has a single sample.
+    """
+    n = counts[counts > 0].astype(np.float64)
+    if len(n) < len(counts):
+        n = np.append(n, 0.5)
+    lost = np.exp(-n)
+    return math.sqrt(float((lost * (1 - lost)).sum()))

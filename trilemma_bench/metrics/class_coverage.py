@@ -83,8 +83,9 @@ def of_histogram(counts: _helpers.Int64, *, share: float = 0.2) -> dict[str, Sco
         name: _modes.jackknifed(found[name], [each[name] for each in replicates], limits, int(total.sum()))
         for name, limits in _modes.bounds(len(total)).items()
     }
-    captured = scores[_modes.CAPTURED.name].model_copy(update={"histogram": tuple(total.tolist())})
-    return {**scores, _modes.CAPTURED.name: captured}
+    name = _modes.CAPTURED.name
+    captured = _modes.captured(total, [each[name] for each in replicates], int(total.sum()))
+    return {**scores, name: captured.model_copy(update={"histogram": tuple(total.tolist())})}
 
 
 def summary(counts: _helpers.Int64, *, share: float) -> dict[str, float]:

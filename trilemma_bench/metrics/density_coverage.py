@@ -93,10 +93,10 @@ def _density_score(counts: _helpers.Int64, k: int) -> Score:
     if len(counts) < 2:
         return Score(value=value, uncertainty="none: a single generated sample", n=len(counts))
     stderr = stats.mean_stderr(counts / k)
-    return Score(
-        value=value,
-        stderr=stderr,
-        interval=stats.symmetric_interval(value, stderr, bounds=(0, np.inf)),
+    return _helpers.estimate(
+        value,
+        stderr,
+        bounds=(0, None),
         uncertainty="standard error of the mean over generated samples; the reference is fixed",
         n=len(counts),
         replicates=stats.leave_out(value, counts / k, groups=_helpers.GROUPS),
@@ -112,16 +112,7 @@ def _coverage_score(real: Array, generated: Array, radii: _helpers.Float64, rng:
         return Score(value=value, uncertainty="none: a single generated sample", n=len(labels))
     # A ball is still hit without group g if any of the other groups hits it.
     without = (hit.sum(axis=1)[:, None] - hit > 0).mean(axis=0)
-    stderr = stats.jackknife_stderr(without)
-    return Score(
-        value=value,
-        stderr=stderr,
-        interval=stats.symmetric_interval(value, stderr, dof=len(without) - 1, bounds=(0, 1)),
-        dof=len(without) - 1,
-        uncertainty=f"jackknife over {len(without)} groups of generated samples; the reference is fixed",
-        n=len(labels),
-        replicates=tuple(without.tolist()),
-    )
+    return _helpers.share_covered(int(hit.any(axis=1).sum()), len(hit), without, n=len(labels))
 
 
 METRIC = Metric(

@@ -19,7 +19,6 @@ too small, by a third.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -51,10 +50,10 @@ def frechet_distance(*, real: Moments, generated: Moments) -> float:
         Value >= 0 in the features' unit squared; lower is better.
 
     Raises:
-        ProtocolError: D differs, a shape is wrong, or a number is not finite.
+        ProtocolError: D differs, a shape is wrong, a number is not finite, or a matrix is no covariance.
     """
-    _frechet.check_moments(real, "real moments")
-    _frechet.check_moments(generated, "generated moments")
+    real = _frechet.checked_moments(real, "real moments")
+    generated = _frechet.checked_moments(generated, "generated moments")
     _helpers.check_same_width(real.mean[None], generated.mean[None])
     return _frechet.distance(real, _frechet.factor(real.cov), generated.mean, _frechet.factor(generated.cov))
 
@@ -77,7 +76,7 @@ def compute(*, real: Reference, generated: Mapping[str, Array], rng: np.random.G
     value = _frechet.distance(real.moments, real_factor, mean, factor)
     influences = _frechet.influences(real.moments.mean, real_factor, mean, factor, features)
     (kind,) = _kinds(*_helpers.extractor_of(real))
-    score = _frechet.scored(value, influences, fixed="the reference is fixed", bounds=(0, math.inf))
+    score = _frechet.scored(value, influences, fixed="the reference is fixed", bounds=(0, None))
     return {kind.name: score}
 
 

@@ -64,11 +64,11 @@ def compute(
         return {kind.name: Score(value=value, uncertainty="none: a single split", n=len(logits))}
     stderr = stats.mean_stderr(values)
     return {
-        kind.name: Score(
-            value=value,
-            stderr=stderr,
-            interval=stats.symmetric_interval(value, stderr, dof=splits - 1, bounds=(1, logits.shape[1])),
+        kind.name: _helpers.estimate(
+            value,
+            stderr,
             dof=splits - 1,
+            bounds=(1, logits.shape[1]),
             uncertainty=f"standard error over {splits} splits; the papers' standard deviation of splits is "
             f"{math.sqrt(splits - 1):.3g} times that",
             n=len(logits),
@@ -89,7 +89,8 @@ def _score(logits: Array) -> float:
     log_p = logits - logsumexp(logits, axis=1, keepdims=True)
     log_marginal = logsumexp(log_p, axis=0) - np.log(len(log_p))
     divergence = np.einsum("nk,nk->n", np.exp(log_p), log_p - log_marginal)
-    return float(np.exp(divergence.mean()))
+    # Of samples that are all alike rounding may leave it just below the 0 that it is.
+    return float(np.exp(max(0.0, divergence.mean())))
 
 
 METRIC = Metric(

@@ -113,17 +113,18 @@ def compute(
     real_subsets, generated_subsets = _draw_both(
         len(reference), len(samples), size=subset_size, subsets=subsets, rng=rng, draws=draws
     )
-    values = kernel_distances(
-        real=reference, generated=samples, real_subsets=real_subsets, generated_subsets=generated_subsets
-    )
-    value = float(values.mean())
-    influences = sample_influences(real=reference, generated=samples, rng=rng)
-    stderr = math.hypot(stats.mean_stderr(influences), stats.mean_stderr(values))
+    # What overflows is refused by `estimate`, with a message.
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = kernel_distances(
+            real=reference, generated=samples, real_subsets=real_subsets, generated_subsets=generated_subsets
+        )
+        value = float(values.mean())
+        influences = sample_influences(real=reference, generated=samples, rng=rng)
+        stderr = math.hypot(stats.mean_stderr(influences), stats.mean_stderr(values))
     (kind,) = _kinds(*_helpers.extractor_of(real))
-    score = Score(
-        value=value,
-        stderr=stderr,
-        interval=stats.symmetric_interval(value, stderr),
+    score = _helpers.estimate(
+        value,
+        stderr,
         uncertainty="jackknife over generated samples and the draw of subsets; the reference is fixed",
         n=len(samples),
         replicates=stats.leave_out(value, influences, groups=_helpers.GROUPS),

@@ -118,15 +118,16 @@ def compute(
     found = summary(counts.joined(), deviation=deviation, share=share)
     groups = len(counts.nearest)
     replicates = [summary(counts.without(group), deviation=deviation, share=share) for group in range(groups)]
-    bounds = {**_modes.bounds(len(modes)), "mode_spread": (0, np.inf)}
+    bounds = {**_modes.bounds(len(modes)), "mode_spread": (0, None)}
     scores = {"high_quality": _fraction(int(counts.good.sum()), len(samples))}
     for name, value in found.items():
         if np.isnan(value):
             scores[name] = Score.failed("no mode has two samples of high quality")
         else:
             scores[name] = _modes.jackknifed(value, [each[name] for each in replicates], bounds[name], len(samples))
-    histogram = tuple(int(n) for n in counts.joined().nearest[0])
-    scores["modes_captured"] = scores["modes_captured"].model_copy(update={"histogram": histogram})
+    joined, name = counts.joined(), _modes.CAPTURED.name
+    captured = _modes.captured(joined.good[0], [each[name] for each in replicates], len(samples))
+    scores[name] = captured.model_copy(update={"histogram": tuple(joined.nearest[0].tolist())})
     return {kind.name: scores[kind.name] for kind in KINDS}
 
 
@@ -194,7 +195,7 @@ def targets(shape: Shape, *, radius: float, **_: Any) -> dict[str, float]:
 def _fraction(good: int, count: int) -> Score:
     return Score(
         value=good / count, stderr=stats.proportion_stderr(good, count), interval=stats.wilson_interval(good, count),
-        uncertainty="Wilson interval over the generated samples", n=count,
+        uncertainty="Wilson interval over the generated samples", n=count, bounds=(0, 1),
     )  # fmt: skip
 
 

@@ -90,16 +90,7 @@ def _recall_score(real: Array, generated: Array, k: int, rng: np.random.Generato
             uncertainty="none: too few generated samples to leave any out",
             n=len(labels),
         )
-    stderr = stats.jackknife_stderr(values[1:])
-    return Score(
-        value=float(values[0]),
-        stderr=stderr,
-        interval=stats.symmetric_interval(float(values[0]), stderr, dof=len(values) - 2, bounds=(0, 1)),
-        dof=len(values) - 2,
-        uncertainty=f"jackknife over {len(values) - 1} groups of generated samples; the reference is fixed",
-        n=len(labels),
-        replicates=tuple(values[1:].tolist()),
-    )
+    return _helpers.share_covered(int(inside[:, 0].sum()), len(inside), values[1:], n=len(labels))
 
 
 def _jackknife_is_possible(labels: _helpers.Int64, k: int) -> bool:

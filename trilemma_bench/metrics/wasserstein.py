@@ -60,11 +60,11 @@ def compute(
     rows = [rng.permutation(len(side))[: size * repeats].reshape(repeats, size) for side in (reference, samples)]
     values = [wasserstein2(real=reference[a], generated=samples[b]) for a, b in zip(*rows, strict=True)]
     value, stderr = float(np.mean(values)), stats.mean_stderr(values)
-    score = Score(
-        value=value,
-        stderr=stderr,
-        interval=stats.symmetric_interval(value, stderr, dof=repeats - 1, bounds=(0, np.inf)),
+    score = _helpers.estimate(
+        value,
+        stderr,
         dof=repeats - 1,
+        bounds=(0, None),
         uncertainty=f"t interval over {repeats} disjoint pairs of subsamples",
         n=len(samples),
     )
