@@ -454,3 +454,23 @@ def test_own_train_and_test_folders_are_splits(tmp_path: Path, zipped: bool) -> 
 def test_own_images_need_a_path() -> None:
     with pytest.raises(DataError, match="needs to know where the images are"):
         image_folder.open_split("train")
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_splits_in_the_one_folder_of_an_archive_are_splits(tmp_path: Path, zipped: bool) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (6, 3, 8, 8), np.uint8)
+    write_png_folder(images[:4], tmp_path / "x" / "mine" / "train", np.arange(4) % 2)
+    write_png_folder(images[4:], tmp_path / "x" / "mine" / "test")
+    (tmp_path / "x" / "__MACOSX").mkdir()
+    root = Path(shutil.make_archive(str(tmp_path / "x"), "zip", tmp_path / "x")) if zipped else tmp_path / "x"
+    train, test = (image_folder.open_split(split, root) for split in ("train", "test"))
+    assert (len(train), len(test)) == (4, 2)
+    assert train.labels is not None and sorted(train.labels) == [0, 0, 1, 1]
+
+
+def test_validation_images_do_not_become_training_images(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (4, 3, 8, 8), np.uint8)
+    write_png_folder(images, tmp_path / "x" / "train")
+    write_png_folder(images, tmp_path / "x" / "val")
+    with pytest.raises(DataError, match="folders 'train' and 'val'"):
+        image_folder.open_split("train", tmp_path / "x")

@@ -28,6 +28,12 @@ MIXTURE_25 = {"centres": (MIXTURE.centres / SCALE).tolist(), "sigma": MIXTURE.si
 THREE = {"centres": [[0.0, 0.5], [-0.7, 0.1], [0.4, -0.3]], "sigma": 0.1}
 
 
+@pytest.fixture(autouse=True)
+def _same_networks_each_time() -> None:
+    """Networks are built from torch's global generator."""
+    torch.manual_seed(0)
+
+
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 

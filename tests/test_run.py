@@ -159,7 +159,8 @@ def test_finished_work_is_not_repeated_and_more_samples_only_add(world, monkeypa
     first, record = drawn()
     assert first == set(range(40))
     again, reused = drawn()
-    assert not again
+    # Of a finished record a handful too.
+    assert len(again) == 4
     assert reused == record
     more, _ = drawn(num_samples=60)
     # Of the finished images a handful is made again, since this sampler states no identity.
@@ -464,8 +465,8 @@ def test_a_model_of_which_no_score_could_be_computed_fails(world, cli) -> None:
         (("score", "images/train", "--dataset", "images", "--statistics", "tiny.toml"), "on Inception's features"),
         (("score", "images/train", "--dataset", "images", "--protocol", "bytes.toml"), "cannot be read as text"),
         (("run", "--models", "ddgan@"), "nothing follows the @"),
-        (("run", "--models", "untrained:ddpm,real:split=foo", "--dataset", "images"), "no split 'foo'"),
-        (("run", "--models", "untrained:ddpm,real:split=test", "--dataset", "images", "--num-samples", 99999),
+        (("run", "--models", "blobs:make,real:split=foo", "--dataset", "images"), "no split 'foo'"),
+        (("run", "--models", "blobs:make,real:split=test", "--dataset", "images", "--num-samples", 99999),
          "needs 99999 generated images"),
         (("run", "--models", "mine:make", "--dataset", "images", "--protocol", "tiny.toml"), "must be a mapping"),
         (("train", "ddpm", "--out", "tiny.toml", "--dataset", "gaussians25", "--recipe", "gaussians25-cpu"), "folder"),
@@ -487,3 +488,81 @@ def test_input_that_cannot_be_used_is_refused_in_one_message(world, cli, argumen
     done = cli(*arguments, check=2)
     assert reason in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_plug_in_that_leaves_the_program_leaves_the_others_to_be_measured(world, cli) -> None:
+    folder, images, protocol = world
+    (folder / "mine.py").write_text(
+        "import sys\nfrom blobs import Blobs\ndef make():\n    sys.exit(0)\n"
+        "class Leaving(Blobs):\n    def sample(self, seeds):\n        sys.exit(0)\n"
+    )
+    done = cli(*run_arguments(images, protocol, "mine:make"), check=2)
+    assert "calling it failed: SystemExit" in done.stderr
+    cli(*run_arguments(images, protocol, "mine:Leaving,blobs:make"), "--quiet", check=1)
+    found = {record.model: record for record in records("results")}
+    assert any(item.score.value is not None for item in found["blobs"].scores)
+    assert any("SystemExit" in (item.score.failure or "") for item in found["mine:Leaving"].scores)
+
+
+def test_a_record_of_a_plug_in_that_has_changed_is_made_anew(world, cli) -> None:
+    """Its key does not see the file that it reads: images that are made again do."""
+    folder, images, protocol = world
+    (folder / "mine.py").write_text(
+        "from pathlib import Path\nfrom blobs import Blobs\nclass Weighted(Blobs):\n    name = 'weighted'\n"
+        "    def sample(self, seeds):\n        return super().sample(seeds) // int(Path('w.txt').read_text())\n"
+    )
+    found = []
+    for weight in ("1", "1", "3"):
+        (folder / "w.txt").write_text(weight)
+        cli(*run_arguments(images, protocol, "mine:Weighted"), "--quiet", check=0)
+        (record,) = records("results")
+        found.append(record)
+    assert found[0] == found[1]
+    assert found[2].samples_key == found[0].samples_key and numbers(found[2]) != numbers(found[0])
+    assert any("were set aside" in note for note in found[2].notes)
+
+
+@pytest.mark.parametrize(
+    ("changed", "out", "reason"),
+    [
+        (('metric = "kernel_distance"', 'metric = "kernel_distanc"'), "results", "did you mean 'kernel_distance'"),
+        (("subsets = 5", "subset = 5"), "results", "parameter of kernel_distance"),
+        (("[reference]", '[reference]\nsplit = "validation"'), "results", "validation"),
+        (("", ""), "tiny.toml", "no folder can be made there"),
+        (("", ""), "/proc/none", "no folder can be made there"),
+    ],
+)
+def test_what_is_wrong_from_the_start_is_said_before_anything_is_drawn(
+    world, cli, monkeypatch, changed, out, reason
+) -> None:
+    folder, images, protocol = world
+    monkeypatch.setenv("BLOBS_LOG", str(folder / "log"))
+    protocol.write_text(protocol.read_text().replace(*changed, 1))
+    done = cli(*run_arguments(images, protocol, "blobs:make"), "--out", out, check=2)
+    assert reason in done.stderr, done.stderr
+    done = cli(*run_arguments(images, protocol, "blobs:make,untrained:ddpm"), check=2)
+    assert not changed[0] or reason in done.stderr
+    assert changed[0] or "untrained:ddpm makes images of [3, 32, 32]" in done.stderr
+    assert not (folder / "log").exists()
+
+
+def test_options_that_a_plug_in_would_not_see_are_refused(world, cli) -> None:
+    _, images, protocol = world
+    for option in (("--dtype", "bfloat16"), ("--compile",)):
+        done = cli(*run_arguments(images, protocol, "blobs:make"), *option, check=2)
+        assert "are for built-in samplers" in done.stderr
+
+
+def test_an_interrupted_command_says_that_it_goes_on(monkeypatch, capsys) -> None:
+    for end in (130, KeyboardInterrupt()):
+
+        def stopped(end=end, **_):
+            if isinstance(end, BaseException):
+                raise end
+            return end
+
+        monkeypatch.setattr("trilemma_bench.cli.app", stopped)
+        with pytest.raises(SystemExit) as left:
+            main(["ls"])
+        assert left.value.code == 130
+        assert capsys.readouterr().err == "interrupted; the same command goes on from here\n"

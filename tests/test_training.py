@@ -26,7 +26,7 @@ from training_cases import BATCH, TINY_RECIPES, run, tiny_images, tiny_recipe, t
 
 from trilemma_bench import registry
 from trilemma_bench.diffusion import Chain, linear_betas
-from trilemma_bench.errors import TrainingError
+from trilemma_bench.errors import StoreError, TrainingError
 from trilemma_bench.kinds import TrainerKind, is_points
 from trilemma_bench.nets import ncsnpp, stylegan2, unet
 from trilemma_bench.samplers._helpers import read_tensors
@@ -1029,3 +1029,40 @@ def test_two_processes_train_to_the_weights_of_one(tmp_path: Path) -> None:
     assert one["step"] == two["step"] == 6
     for key, weight in one["networks"]["eps"].items():
         torch.testing.assert_close(two["networks"]["eps"][key], weight, atol=2e-5, rtol=1e-4, msg=key)
+
+
+def test_a_run_on_other_images_is_refused_and_left_alone(tmp_path: Path) -> None:
+    task = tiny_task("ddpm")
+    limits = _loop.Limits(kimg=BATCH / 1000)
+    _loop.train(task, tiny_images(task), tmp_path, limits=limits)
+    about = json.loads((tmp_path / "run.json").read_text())["data"]
+    assert about["count"] == 20 and len(about["sha256"]) == 64
+    content = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(TrainingError, match="a run on 20 images .* has 21 others. Give another --out, with --resume"):
+        _loop.train(tiny_task("ddpm"), tiny_images(task, 21), tmp_path, limits=limits)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == content
+
+
+def test_a_checkpoint_that_cannot_be_written_is_an_error_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tiny_task("ddpm"), tmp_path, kimg=BATCH / 1000)
+    content = (tmp_path / "checkpoint.pt").read_bytes()
+
+    def full(*_: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 0 vs 1")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(StoreError, match=r"checkpoint\.pt: cannot be written .*Free space"):
+        run(tiny_task("ddpm"), tmp_path, kimg=2 * BATCH / 1000)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == content
+
+
+def test_other_files_among_the_snapshots_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "snapshots").mkdir()
+    (tmp_path / "snapshots" / "best.safetensors").write_bytes(b"mine")
+    run(tiny_task("ddpm"), tmp_path, kimg=BATCH / 1000)
+    assert {path.name for path in (tmp_path / "snapshots").iterdir()} == {
+        f"{BATCH:09d}.safetensors",
+        "best.safetensors",
+    }

@@ -70,6 +70,9 @@ ResultsArgument = Annotated[Path, typer.Argument(help="Results folder.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress, no table.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the records as JSON and nothing else.")]
 
+INTERRUPTED = 130
+"""The exit code after a signal, Ctrl-C's among them."""
+
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the console script: turns errors into one message and an exit code."""
@@ -78,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     except TrilemmaError as error:
         _fail(f"error: {error}", 2)
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from here", 130)
+        code = INTERRUPTED
     except Exception as error:
         if not hasattr(error, "exit_code"):
             raise
@@ -86,6 +89,8 @@ def main(argv: list[str] | None = None) -> None:
         if shown is not None:
             shown()
         code = error.exit_code
+    if code == INTERRUPTED:
+        _fail("interrupted; the same command goes on from here", INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -155,7 +160,7 @@ def run(
             for item in named
             for each in _seeds(seeds, seed)
         ]
-        jobs.check(specs, data, out)
+        jobs.check(specs, data, settings)
         records = jobs.run_all(specs, data, settings, failed=_print_failure)
     _finish(records, out, settings, found, quiet=quiet, as_json=as_json)
 
@@ -212,7 +217,7 @@ def sweep(
         data = find_data(dataset, settings)
         found = find_protocol(protocol, data, num_samples=num_samples)
         specs = [run_spec(item, found, seed=seed, device=device, batch_size=batch_size) for item in named]
-        jobs.check(specs, data, out)
+        jobs.check(specs, data, settings)
         records = jobs.run_all(specs, data, settings, failed=_print_failure)
     if figures is not None:
         from trilemma_bench.figures import write_figures
@@ -256,6 +261,7 @@ def score(
     """Measure images that exist already: quality and coverage, without speed."""
     from trilemma_bench.run import Settings, find_data, find_protocol, run_spec, score_images
     from trilemma_bench.spec import SamplerSpec
+    from trilemma_bench.store import check_writable
 
     with _progress(quiet or as_json) as report:
         settings = Settings(
@@ -264,7 +270,8 @@ def score(
         )  # fmt: skip
         data = find_data(dataset, settings)
         found = find_protocol(protocol, data, num_samples=num_samples)
-        sampler = SamplerSpec(name=name or path.name, kind="external")
+        check_writable(out)
+        sampler = SamplerSpec(name=name or path.resolve().name, kind="external")
         spec = run_spec(sampler, found, seed=seed, device=device)
         records = [score_images(path, spec, data, settings, layout=layout)]
     _finish(records, out, settings, found, quiet=quiet, as_json=as_json)
@@ -713,11 +720,12 @@ def train(
             compile=compile, data_root=data_root, resume=resume, report=report,
         )  # fmt: skip
     if not quiet:
-        done = "finished" if result["finished"] else "stopped; the same command goes on"
+        stopped = "interrupted" if result["interrupted"] else "stopped; the same command goes on"
+        done = "finished" if result["finished"] else stopped
         hours = f"{result['hours']:.2f} hours in all, in {result['precision']}"
         print(f"{done}: {result['images_seen']} images, {hours}; {out}")
     if result["interrupted"]:
-        raise typer.Exit(130)
+        raise typer.Exit(INTERRUPTED)
 
 
 @contextmanager

@@ -270,14 +270,17 @@ def open_images(path: str | Path, layout: str | None = None, *, subfolder: str |
     raise DataError(f"{path}: expected a folder, .zip, .npz or .npy of images; got {path.suffix or 'no suffix'}.")
 
 
-def top_folders(path: str | Path) -> set[str]:
-    """Names of the folders at the top of a folder or a zip; none for other files."""
+def top_folders(path: str | Path, below: str = "") -> set[str]:
+    """Names of the folders, but for hidden ones, in a folder or a zip or its folder `below`; none for other files."""
     path = Path(path)
+    found: set[str] = set()
     if path.is_dir():
-        return {item.name for item in path.iterdir() if item.is_dir()}
-    if path.is_file() and path.suffix.lower() == ".zip":
-        return {name.split("/", 1)[0] for name in _ZipSource(path).names if "/" in name}
-    return set()
+        found = {item.name for item in (path / below).iterdir() if item.is_dir()}
+    elif path.is_file() and path.suffix.lower() == ".zip":
+        prefix = f"{below}/" if below else ""
+        inside = [name[len(prefix) :] for name in _ZipSource(path).names if name.startswith(prefix)]
+        found = {name.split("/", 1)[0] for name in inside if "/" in name}
+    return {name for name in found if not _is_hidden(name)}
 
 
 def blocks(images: ImageSet, size: int = _BLOCK) -> Iterator[Array]:

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from trilemma_bench.errors import StoreError, TrilemmaError
-from trilemma_bench.models import open_model
 from trilemma_bench.record import ResultRecord
 from trilemma_bench.results import read_records
-from trilemma_bench.run import Data, Settings, evaluate_spec, failure_path, failure_record, open_real
+from trilemma_bench.run import Data, Settings, check_spec, evaluate_spec, failure_path, failure_record
 from trilemma_bench.spec import RunSpec
-from trilemma_bench.store import write_atomic
+from trilemma_bench.store import check_writable, write_atomic
 
 
-def check(specs: Sequence[RunSpec], data: Data, out: Path) -> None:
-    """Read the records of `out` and open every model and split once: bad input is refused before anything is measured.
+def check(specs: Sequence[RunSpec], data: Data, settings: Settings) -> None:
+    """Read the records of `settings.out` and look at all that runs need: bad input is refused before any is measured.
 
     Raises:
         TrilemmaError: The first thing that cannot be used.
     """
-    if out.is_dir():
-        read_records(out)
+    if settings.out is not None and settings.out.is_dir():
+        read_records(settings.out)
     for spec in specs:
-        if spec.sampler.kind == "real":
-            open_real(spec, data)
-        else:
-            open_model(spec)
+        check_spec(spec, data, settings)
+    if settings.out is not None:
+        check_writable(settings.out)
 
 
 def run_all(
@@ -51,7 +48,7 @@ def run_all(
             record = evaluate_spec(spec, data, settings)
         except StoreError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             failed(spec, error, "" if isinstance(error, TrilemmaError) else traceback.format_exc())
             record = failure_record(spec, error)
             if settings.out is not None:

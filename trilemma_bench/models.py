@@ -399,11 +399,16 @@ def _open_external(spec: RunSpec, start: float) -> OpenModel:
     factory = find_attribute(spec.sampler.name, registry.names("sampler"))
     if not callable(factory):
         raise UsageError(f"{spec.sampler.name} is {type(factory).__name__}; a factory without arguments is needed.")
+    if spec.compile or spec.dtype != "float32":
+        raise UsageError(
+            f"{spec.sampler.name}: --dtype and --compile are for built-in samplers; how its networks compute is "
+            "for its factory to say. Leave them out."
+        )
     try:
         sampler = factory()
     except TrilemmaError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"{spec.sampler.name}: calling it failed: {type(error).__name__}: {error}.") from error
     return adopt(sampler, spec.sampler.name, start=start, batch_size=spec.batch_size)
 
@@ -483,6 +488,8 @@ def _own_identity(sampler: Any) -> str:
             f"the sampler's `networks` must be a mapping of names to modules; got {type(networks).__name__}."
         )
     for name, network in sorted(networks.items()):
+        if not isinstance(network, torch.nn.Module):
+            raise UsageError(f"the sampler's network {name!r} must be a torch module; got {type(network).__name__}.")
         parts.append(weights_digest(network.state_dict(), {"network": name}))
     return digest(parts)
 

@@ -276,6 +276,8 @@ def evaluate_spec(
     path = None if settings.out is None else _record_path(spec, source, settings.out)
     wanted = _available_scores(spec.protocol, settings)
     finished = _finished(path, wanted, settings) if path is not None else None
+    if finished is not None and not _still_its_own(source, spec, settings):
+        finished = None
     if finished is not None and not settings.retime:
         return finished
     if finished is not None and source.model is not None and finished.speed is not None:
@@ -321,13 +323,7 @@ def _without_speed(
 ) -> ResultRecord:
     """The record but for what sampling costs."""
     protocol = spec.protocol
-    if tuple(source.shape) != tuple(protocol.image_shape):
-        raise ProtocolError(
-            f"{source.label} makes {_what(source.shape)} of {list(source.shape)}; {protocol.name} needs "
-            f"{_what(protocol.image_shape)} of {list(protocol.image_shape)}. "
-            "Bring them to that shape as the real ones were (docs/protocols.md; nothing is resized silently), "
-            "or name another data set."
-        )
+    _check_shape(source.label, source.shape, protocol)
     extractors = {name: Extraction(name, settings, spec.device) for name in _names(wanted)}
     real: dict[str, Reference] = {}
     found = []
@@ -361,8 +357,66 @@ def _without_speed(
         speed=None,
         hardware=speed.hardware(spec.device, spec.dtype),
         provenance=_provenance(source, extractors, real, started),
-        notes=(*source.notes, *_notes_of(extractors)),
+        notes=(*source.notes, *_notes_of(extractors), *_notes_of_few(real, protocol)),
     )
+
+
+def check_spec(spec: RunSpec, data: Data, settings: Settings) -> None:
+    """Look at all that a run needs before it draws anything: the model or split, its shape, metrics, the real side.
+
+    Raises:
+        TrilemmaError: What cannot be used.
+    """
+    protocol = spec.protocol
+    for score in _available_scores(protocol, settings):
+        _parameters(score, protocol)
+        name = references.reference_name(protocol, score.extractor)
+        kept = references.reference_path(protocol, score.extractor).is_file() or any(
+            (settings.cache_folder / "references").glob(f"*-{name}")
+        )
+        if not kept and settings.statistics is None:
+            data.open(protocol.reference.split)
+    if spec.sampler.kind == "real":
+        shape = open_real(spec, data).shape
+    else:
+        shape = open_model(spec).image_shape
+    _check_shape(str(spec.sampler), shape, protocol)
+
+
+def _check_shape(label: str, shape: Shape, protocol: Protocol) -> None:
+    if tuple(shape) != tuple(protocol.image_shape):
+        raise ProtocolError(
+            f"{label} makes {_what(shape)} of {list(shape)}; {protocol.name} needs "
+            f"{_what(protocol.image_shape)} of {list(protocol.image_shape)}. "
+            "Bring them to that shape as the real ones were (docs/protocols.md; nothing is resized silently), "
+            "or name another data set."
+        )
+
+
+def _parameters(score: ScoreSpec, protocol: Protocol) -> dict[str, Any]:
+    """The parameters of a score's metric, those of the protocol over its defaults.
+
+    Raises:
+        UsageError: No such metric, or a parameter that it has not.
+        ProtocolError: It needs a layer that the extractor has not.
+    """
+    metric: Metric = registry.get("metric", score.metric)
+    layers = registry.get("extractor", score.extractor).layers
+    if missing := [layer for layer in metric.layers if layer not in layers]:
+        raise ProtocolError(f"{protocol.name}: {score.metric} needs {missing[0]}, which {score.extractor} has not.")
+    params = {**metric.defaults, **score.params}
+    if unknown := set(params) - set(metric.defaults):
+        raise unknown_name(f"parameter of {score.metric}", sorted(unknown)[0], metric.defaults)
+    return params
+
+
+def _notes_of_few(real: dict[str, Reference], protocol: Protocol) -> list[str]:
+    """What is to be said of references with fewer images than the protocol keeps features of."""
+    few = {reference.moments.n for reference in real.values()} - {0}
+    return [
+        f"measured against {count} real {_what(protocol.image_shape)} alone: so few say little"
+        for count in few if count < protocol.reference.num_features
+    ]  # fmt: skip
 
 
 def _notes_of(extractors: dict[str, Extraction]) -> list[str]:
@@ -651,6 +705,16 @@ def _usable_shards(
     return shards.without_shipped()
 
 
+def _still_its_own(source: _Source, spec: RunSpec, settings: Settings) -> bool:
+    """Whether a finished record is of this sampler: always where its key sees all, else as far as images show."""
+    model = source.model
+    if model is None or model.trusted:
+        return True
+    shards = SampleShards(settings.cache_folder, model.samples_key, spec.seed, model.micro_batch, model.shipped)
+    _usable_shards(shards, model, source, spec.protocol.num_generated, settings)
+    return bool(source.store.get("made_again", {}).get("agrees"))
+
+
 def _remake_handful(shards: list[Shard], model: OpenModel) -> dict[str, Any]:
     rng = np.random.default_rng()
     images = np.concatenate([shard.images for shard in shards])
@@ -786,13 +850,7 @@ def score_features(
 ) -> list[ScoredMetric]:
     """The scores of one metric; what it cannot compute is a failure that says why."""
     metric: Metric = registry.get("metric", score.metric)
-    missing = [layer for layer in metric.layers if layer not in generated]
-    if missing:
-        raise ProtocolError(f"{protocol.name}: {score.metric} needs {missing[0]}, which {score.extractor} has not.")
-    params = {**metric.defaults, **score.params}
-    unknown = set(params) - set(metric.defaults)
-    if unknown:
-        raise unknown_name(f"parameter of {score.metric}", sorted(unknown)[0], metric.defaults)
+    params = _parameters(score, protocol)
     key = protocol.score_key(score)
     rng = score_rng(protocol, key)
     kinds = metric.kinds_of(extraction.kind, protocol.image_shape, params)

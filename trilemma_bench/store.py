@@ -13,6 +13,7 @@ import io
 import json
 import os
 import struct
+import tempfile
 import uuid
 import zipfile
 import zlib
@@ -59,6 +60,20 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"{path}: no folder can be made there ({error}). Name another one.") from error
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder where it is not there, and see that files can be written to it.
+
+    Raises:
+        StoreError: They cannot.
+    """
+    make_folder(folder)
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise StoreError(f"{folder}: cannot be written to ({error}). Name another folder.") from error
 
 
 @contextlib.contextmanager

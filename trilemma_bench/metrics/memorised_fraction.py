@@ -64,7 +64,10 @@ def compute(
     """
     (kind,) = _kinds(*_helpers.extractor_of(real))
     if real.held_out_sketch is None:
-        reason = "the reference has no held-out split; name one as `held_out_split` and make the reference again"
+        reason = (
+            "the reference has no held-out split: of images of your own these are in a folder 'test' beside 'train'; "
+            "else name one as `held_out_split` of the protocol. Then make the reference again"
+        )
         return {kind.name: Score.failed(reason)}
     features = _helpers.check_features(generated["features"], what="generated features")
     _helpers.check_same_width(real.centre[None], features)

@@ -14,9 +14,17 @@ NAME = "checkpoint.pt"
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors, numbers, text, and containers of them) as `folder/checkpoint.pt`, atomically."""
+    """Write `state` (tensors, numbers, text, and containers of them) as `folder/checkpoint.pt`, atomically.
+
+    Raises:
+        StoreError: It cannot be written, as on a full disk; the last one stays.
+    """
     with replacing(folder / NAME) as partial:
-        torch.save(state, partial)
+        try:
+            torch.save(state, partial)
+        except RuntimeError as error:
+            # Of a write that failed torch has an error of its own, after that of the system.
+            raise OSError(str(error.__context__ or error).partition("\n")[0]) from error
 
 
 def load(folder: Path) -> dict[str, Any] | None:

@@ -29,7 +29,7 @@ from trilemma_bench.images import to_uint8, write_grid
 from trilemma_bench.kinds import ImageSet, Shape, is_points
 from trilemma_bench.samplers._helpers import read_safetensors
 from trilemma_bench.spec import Frozen
-from trilemma_bench.store import make_folder, replacing
+from trilemma_bench.store import make_folder, replacing, sha256
 from trilemma_bench.training import _checkpoint
 from trilemma_bench.training._ema import EmaSpec, ema_copy, ema_update
 
@@ -369,8 +369,8 @@ def train(
         in, and the last `losses`.
 
     Raises:
-        TrainingError: A loss that is not finite: the last good checkpoint stays; or an `out` of another recipe, or a
-            `start` of other networks.
+        TrainingError: A loss that is not finite: the last good checkpoint stays; an `out` of another recipe or of
+            other data; or a `start` of other networks.
         StoreError: `out` cannot be made.
     """
     limits = limits or Limits()
@@ -379,12 +379,14 @@ def train(
     if recipe.batch % process.num_processes:
         raise TrainingError(f"a batch of {recipe.batch} cannot be cut into {process.num_processes} processes.")
     make_folder(out)
-    place = _resume(task, out) or (_start_from(task, start, out) if start else Place())
+    images = data.read(0, len(data))
+    about_data = {"name": data.name, "count": len(data), "sha256": sha256(images)}
+    place = _resume(task, out, about_data) or (_start_from(task, start, out) if start else Place())
     number, seconds = place.step, place.seconds
-    feed = Feed(data.read(0, len(data)), data.labels, recipe, task.device, task.scale)
+    feed = Feed(images, data.labels, recipe, task.device, task.scale)
     kimg = recipe.duration_kimg if limits.kimg is None else limits.kimg
     total = math.ceil(kimg * 1000 / recipe.batch)
-    writer = _Writer(task, out, limits, main=process.is_main_process)
+    writer = _Writer(task, out, limits, about_data, main=process.is_main_process)
     clock = _Clock(seconds, limits.minutes)
     losses: dict[str, float] = {}
     interrupted = False
@@ -449,7 +451,7 @@ def _finite(losses: Mapping[str, Tensor], number: int, out: Path) -> dict[str, f
     return values
 
 
-def _resume(task: Task, out: Path) -> Place | None:
+def _resume(task: Task, out: Path, data: Mapping[str, Any]) -> Place | None:
     state = _checkpoint.load(out)
     if state is None:
         return None
@@ -457,6 +459,13 @@ def _resume(task: Task, out: Path) -> Place | None:
         raise TrainingError(
             f"{out} holds a run of another recipe (digest {state['recipe'][:12]}, this one is "
             f"{task.recipe.digest[:12]}). Give another --out."
+        )
+    # Those from before this was kept do not say.
+    before = state.get("data", data)
+    if before["sha256"] != data["sha256"]:
+        raise TrainingError(
+            f"{out} holds a run on {before['count']} images of {before['name']}, and {data['name']} has "
+            f"{data['count']} others. Give another --out, with --resume {out} to go on from its weights."
         )
     task.load_state(state["task"])
     if PartialState().is_main_process:
@@ -514,8 +523,8 @@ class _Clock:
 class _Writer:
     """What a run leaves on disk; only the main process writes."""
 
-    def __init__(self, task: Task, out: Path, limits: Limits, *, main: bool) -> None:
-        self._task, self._out, self._limits, self._main = task, out, limits, main
+    def __init__(self, task: Task, out: Path, limits: Limits, data: Mapping[str, Any], *, main: bool) -> None:
+        self._task, self._out, self._limits, self._data, self._main = task, out, limits, dict(data), main
         self._logged = self._saved = time.monotonic()
         self._drawn = -math.inf
         self._images_logged: int | None = None
@@ -553,7 +562,8 @@ class _Writer:
                 )
         images_seen = number * task.recipe.batch
         about = {"step": number, "seconds": place.seconds, "recipe": task.recipe.digest, "earlier": place.earlier}
-        _checkpoint.save(out, {**about, "moments_from": place.moments_from, "task": task.state()})
+        moments = {"moments_from": place.moments_from, "task": task.state()}
+        _checkpoint.save(out, {**about, "data": self._data, **moments})
         averaged = task.product.state_dict()
         write_weights(out / "weights.safetensors", averaged, config=task.config)
         trained = {f"{name}/{k}": v for name, net in task.networks.items() for k, v in net.state_dict().items()}
@@ -562,7 +572,7 @@ class _Writer:
         # By the images seen until its end: a recipe may come back.
         earlier = {str(until): digest for digest, until in place.earlier}
         run = {"recipe": task.recipe.model_dump(mode="json"), "config": task.config, "hours": place.seconds / 3600,
-               "images_seen": images_seen, "earlier_recipes": earlier,
+               "images_seen": images_seen, "data": self._data, "earlier_recipes": earlier,
                "precision": task.precision}  # fmt: skip
         with replacing(out / "run.json") as partial:
             partial.write_text(json.dumps(run, indent=2) + "\n")
@@ -581,7 +591,7 @@ class _Writer:
         """Points of a learning curve: evenly spaced on a logarithmic axis, so that they stay few."""
         folder = self._out / "snapshots"
         folder.mkdir(exist_ok=True)
-        last = max((int(path.stem) for path in folder.glob("*.safetensors")), default=0)
+        last = max((int(path.stem) for path in folder.glob("*.safetensors") if path.stem.isdecimal()), default=0)
         if images_seen > last and images_seen >= self._limits.snapshot_growth * last:
             write_weights(folder / f"{images_seen:09d}.safetensors", averaged, config=self._task.config)
 
@@ -598,11 +608,15 @@ def histogram(points: np.ndarray, side: int = 256) -> np.ndarray:
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], **header: Any) -> None:
     """Weights as fp16 safetensors with JSON in the header, such as `config`; whole or not at all."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     half = {key: _half(tensor.detach()).contiguous() for key, tensor in tensors.items()}
     with replacing(path) as partial:
-        save_file(half, str(partial), metadata={key: json.dumps(value) for key, value in header.items()})
+        try:
+            save_file(half, str(partial), metadata={key: json.dumps(value) for key, value in header.items()})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
 
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
