@@ -448,7 +448,7 @@ def _over_seeds(found: Sequence[Score | None], seeds: Sequence[int]) -> tuple[Sc
 def _pooled_score(scores: Sequence[Score]) -> tuple[Score, float | None]:
     values = [score.value for score in scores if score.value is not None]
     stderrs = [score.stderr for score in scores if score.stderr is not None]
-    found = pool(values, stderrs if len(stderrs) == len(scores) else None, bounds=scores[0].limits)
+    found = pool(values, stderrs if len(stderrs) == len(scores) else None, bounds=scores[0].bounds)
     from_spread = found.within is None or found.between > found.within
     dofs = [score.dof for score in scores if score.dof is not None]
     dof = len(scores) - 1 if from_spread else sum(dofs) if len(dofs) == len(scores) else None

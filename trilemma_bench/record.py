@@ -138,12 +138,6 @@ class Score(Frozen):
             raise ValueError(f"an interval is two finite numbers, the lower first, or None; got {self.interval}")
         return self
 
-    @property
-    def limits(self) -> tuple[float, float]:
-        """`bounds`, infinite where there is none."""
-        low, high = self.bounds
-        return -math.inf if low is None else low, math.inf if high is None else high
-
     @classmethod
     def failed(cls, reason: str) -> Score:
         """A score that could not be computed, and why."""

@@ -450,11 +450,7 @@ def images_of(spec: RunSpec, data: Data, settings: Settings) -> tuple[str, npt.N
     source = _source(spec, data, settings, None, None)
     count = spec.protocol.num_generated
     found = np.concatenate(list(source.chunks(count, settings.report)))[:count]
-    if found.shape[1:] != tuple(spec.protocol.image_shape):
-        raise ProtocolError(
-            f"{source.label} makes images of {list(found.shape[1:])}; {spec.protocol.name} needs "
-            f"{list(spec.protocol.image_shape)}."
-        )
+    _check_shape(source.label, found.shape[1:], spec.protocol)
     return source.label, found
 
 
@@ -486,7 +482,7 @@ def _over_training_seeds(items: Sequence[ScoredMetric]) -> ScoredMetric:
         mean, stderr = float(np.mean(known)), mean_stderr(known)
         score = Score(
             value=mean, stderr=stderr, bounds=items[0].score.bounds, dof=len(known) - 1, n=items[0].score.n,
-            interval=symmetric_interval(mean, stderr, dof=len(known) - 1, bounds=items[0].score.limits),
+            interval=symmetric_interval(mean, stderr, dof=len(known) - 1, bounds=items[0].score.bounds),
             uncertainty=f"t interval over {len(known)} training seeds", per_seed=tuple(known),
             histogram=tuple(int(sum(each)) for each in zip(*(item.score.histogram for item in items), strict=True)),
         )  # fmt: skip

@@ -84,7 +84,7 @@ def symmetric_interval(
     stderr: float,
     *,
     dof: float | None = None,
-    bounds: tuple[float, float] = (-math.inf, math.inf),
+    bounds: tuple[float | None, float | None] = (None, None),
 ) -> tuple[float, float]:
     """value -+ quantile * stderr, cut off at `bounds`; of the nearest bound where rounding left `value` beyond it.
 
@@ -92,13 +92,14 @@ def symmetric_interval(
         value: The estimate.
         stderr: Its standard error, >= 0.
         dof: Degrees of freedom behind `stderr` for Student's t (groups - 1); None for the normal distribution.
-        bounds: Range of values that the score can take at all.
+        bounds: Range of values that the score can take at all; None: no such limit.
 
     Returns:
         (low, high), bounds[0] <= low <= high <= bounds[1].
     """
     quantile = float(ndtri(_UPPER)) if dof is None else float(stdtrit(dof, _UPPER))
-    low, high = bounds
+    low = -math.inf if bounds[0] is None else bounds[0]
+    high = math.inf if bounds[1] is None else bounds[1]
     value = min(max(value, low), high)
     return max(low, value - quantile * stderr), min(high, value + quantile * stderr)
 
@@ -175,7 +176,7 @@ class Pooled:
     within: float | None
 
 
-def pool(values: npt.ArrayLike, stderrs: npt.ArrayLike | None, *, bounds: tuple[float, float]) -> Pooled:
+def pool(values: npt.ArrayLike, stderrs: npt.ArrayLike | None, *, bounds: tuple[float | None, float | None]) -> Pooled:
     """Pool the scores of S >= 2 seeds.
 
     Other seeds are other samples, so `between` and `within` estimate one variance as long as the seed moves nothing

@@ -165,9 +165,10 @@ def estimate(
         raise ProtocolError(
             f"the score is {value:g} +- {stderr:g}: features of that size overflow. Look at what the sampler makes."
         )
-    plain = Score(value=value, uncertainty=uncertainty, n=n, dof=dof, bounds=bounds, replicates=replicates)
-    interval = stats.symmetric_interval(value, stderr, dof=dof, bounds=plain.limits)
-    return plain.model_copy(update={"stderr": stderr, "interval": interval})
+    return Score(
+        value=value, stderr=stderr, interval=stats.symmetric_interval(value, stderr, dof=dof, bounds=bounds),
+        uncertainty=uncertainty, n=n, dof=dof, bounds=bounds, replicates=replicates,
+    )  # fmt: skip
 
 
 def share_covered(found: int, total: int, without: Float64, *, n: int) -> Score:
