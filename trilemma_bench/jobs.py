@@ -8,7 +8,15 @@ from collections.abc import Callable, Sequence
 from trilemma_bench.errors import StoreError, TrilemmaError
 from trilemma_bench.record import ResultRecord
 from trilemma_bench.results import read_records
-from trilemma_bench.run import Data, Settings, check_spec, evaluate_spec, failure_path, failure_record
+from trilemma_bench.run import (
+    Data,
+    Settings,
+    check_protocol,
+    check_sampler,
+    evaluate_spec,
+    failure_path,
+    failure_record,
+)
 from trilemma_bench.spec import RunSpec
 from trilemma_bench.store import check_writable, write_atomic
 
@@ -21,8 +29,10 @@ def check(specs: Sequence[RunSpec], data: Data, settings: Settings) -> None:
     """
     if settings.out is not None and settings.out.is_dir():
         read_records(settings.out)
+    for protocol in {spec.protocol.name: spec.protocol for spec in specs}.values():
+        check_protocol(protocol, data, settings)
     for spec in specs:
-        check_spec(spec, data, settings)
+        check_sampler(spec, data)
     if settings.out is not None:
         check_writable(settings.out)
 

@@ -361,13 +361,12 @@ def _without_speed(
     )
 
 
-def check_spec(spec: RunSpec, data: Data, settings: Settings) -> None:
-    """Look at all that a run needs before it draws anything: the model or split, its shape, metrics, the real side.
+def check_protocol(protocol: Protocol, data: Data, settings: Settings) -> None:
+    """Look at what runs under a protocol need before any draws: extractors, metrics, parameters, the real side.
 
     Raises:
         TrilemmaError: What cannot be used.
     """
-    protocol = spec.protocol
     for score in _available_scores(protocol, settings):
         _parameters(score, protocol)
         name = references.reference_name(protocol, score.extractor)
@@ -376,11 +375,21 @@ def check_spec(spec: RunSpec, data: Data, settings: Settings) -> None:
         )
         if not kept and settings.statistics is None:
             data.open(protocol.reference.split)
+
+
+def check_sampler(spec: RunSpec, data: Data) -> None:
+    """Open the model or split of a spec and look at its shape, before anything is drawn.
+
+    Raises:
+        TrilemmaError: What cannot be used.
+    """
     if spec.sampler.kind == "real":
-        shape = open_real(spec, data).shape
+        images = _open_real(spec, data)
+        _check_count(images, spec)
+        shape = images.shape
     else:
         shape = open_model(spec).image_shape
-    _check_shape(str(spec.sampler), shape, protocol)
+    _check_shape(str(spec.sampler), shape, spec.protocol)
 
 
 def _check_shape(label: str, shape: Shape, protocol: Protocol) -> None:
@@ -554,7 +563,7 @@ def _source(spec: RunSpec, data: Data, settings: Settings, model: OpenModel | No
     if images is not None:
         return _image_source(images, spec, label=spec.sampler.name, family="images")
     if spec.sampler.kind == "real":
-        return _image_source(open_real(spec, data), spec, label=str(spec.sampler), family="real")
+        return _image_source(_open_real(spec, data), spec, label=str(spec.sampler), family="real")
     opened = model or open_model(spec)
     source = _model_source(opened, spec, settings)
     for one in of_each_train_seed(spec, opened):
@@ -564,16 +573,8 @@ def _source(spec: RunSpec, data: Data, settings: Settings, model: OpenModel | No
     return source
 
 
-def open_real(spec: RunSpec, data: Data) -> ImageSet:
-    """The split that a spec of real images names.
-
-    Raises:
-        DataError: There is no such split.
-        ProtocolError: It has fewer images than the protocol asks for.
-    """
-    images = data.open(str(spec.sampler.options["split"]))
-    _check_count(images, spec)
-    return images
+def _open_real(spec: RunSpec, data: Data) -> ImageSet:
+    return data.open(str(spec.sampler.options["split"]))
 
 
 def _check_count(images: ImageSet, spec: RunSpec) -> None:

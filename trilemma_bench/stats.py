@@ -18,6 +18,9 @@ from trilemma_bench.kinds import Array, Moments
 
 Float64 = npt.NDArray[np.float64]
 
+Bounds = tuple[float | None, float | None]
+"""The least and the greatest value that a score can take; None: no such limit."""
+
 _UPPER = 0.975
 _BLOCK = 2000
 
@@ -84,7 +87,7 @@ def symmetric_interval(
     stderr: float,
     *,
     dof: float | None = None,
-    bounds: tuple[float | None, float | None] = (None, None),
+    bounds: Bounds = (None, None),
 ) -> tuple[float, float]:
     """value -+ quantile * stderr, cut off at `bounds`; of the nearest bound where rounding left `value` beyond it.
 
@@ -92,7 +95,7 @@ def symmetric_interval(
         value: The estimate.
         stderr: Its standard error, >= 0.
         dof: Degrees of freedom behind `stderr` for Student's t (groups - 1); None for the normal distribution.
-        bounds: Range of values that the score can take at all; None: no such limit.
+        bounds: Range of values that the score can take at all.
 
     Returns:
         (low, high), bounds[0] <= low <= high <= bounds[1].
@@ -176,7 +179,7 @@ class Pooled:
     within: float | None
 
 
-def pool(values: npt.ArrayLike, stderrs: npt.ArrayLike | None, *, bounds: tuple[float | None, float | None]) -> Pooled:
+def pool(values: npt.ArrayLike, stderrs: npt.ArrayLike | None, *, bounds: Bounds) -> Pooled:
     """Pool the scores of S >= 2 seeds.
 
     Other seeds are other samples, so `between` and `within` estimate one variance as long as the seed moves nothing

@@ -123,9 +123,7 @@ def name_of(extractor: str, is_inception: bool) -> tuple[str, str]:
     return ("fid", "FID") if is_inception else NAMES.get(extractor, (f"fd_{extractor}", f"FD ({extractor})"))
 
 
-def scored(
-    value: float, influences: Float64, *, fixed: str, bounds: tuple[float | None, float | None] = (None, None)
-) -> Score:
+def scored(value: float, influences: Float64, *, fixed: str, bounds: stats.Bounds = (None, None)) -> Score:
     """The score of a distance with the infinitesimal jackknife's error from each sample's influence, float64 [N].
 
     Args:

@@ -153,7 +153,7 @@ def estimate(
     uncertainty: str,
     n: int,
     dof: int | None = None,
-    bounds: tuple[float | None, float | None] = (None, None),
+    bounds: stats.Bounds = (None, None),
     replicates: tuple[float, ...] | None = None,
 ) -> Score:
     """The score of an estimate with a standard error, its interval symmetric but for `bounds`; see `Score`.

@@ -39,10 +39,8 @@ TV = ScoreKind(name="mode_tv", axis="coverage", higher_is_better=False, label="m
 CERTAIN = 0.05
 """Modes: a standard error under this, a mode more or less in one of 400 draws, is none."""
 
-Bounds = tuple[float | None, float | None]
 
-
-def bounds(modes: int) -> dict[str, Bounds]:
+def bounds(modes: int) -> dict[str, stats.Bounds]:
     """The range of each score over a histogram of so many modes."""
     return {
         CAPTURED.name: (0, modes), HELD.name: (0, modes), KL.name: (0, None), CORRECTED_KL.name: (None, None),
@@ -84,7 +82,7 @@ def total_variation(counts: Array) -> float:
     return float(np.abs(counts / counts.sum() - 1 / len(counts)).sum() / 2)
 
 
-def jackknifed(value: float, replicates: list[float], limits: Bounds, count: int) -> Score:
+def jackknifed(value: float, replicates: list[float], limits: stats.Bounds, count: int) -> Score:
     """A score with the delete-a-group jackknife's interval; replicates that are NaN do not count."""
     known = [each for each in replicates if not np.isnan(each)]
     if len(known) < 2:
@@ -95,16 +93,22 @@ def jackknifed(value: float, replicates: list[float], limits: Bounds, count: int
     )  # fmt: skip
 
 
-def captured(counts: Array, replicates: list[float], total: int) -> Score:
-    """Modes with a sample, of counts [K]; their histogram and, where the jackknife sees no spread, `redrawn_stderr`."""
-    score = jackknifed(float((counts > 0).sum()), replicates, (0, len(counts)), total)
+def captured(score: Score, counts: Array, histogram: Array) -> Score:
+    """The jackknifed score of modes with a sample, with its histogram; an error where the jackknife sees no spread.
+
+    Args:
+        score: See `jackknifed`.
+        counts: Samples that count in each mode, [K]; for `redrawn_stderr`.
+        histogram: Samples in each mode, [K], for the record.
+    """
     redrawn = redrawn_stderr(counts)
     if score.stderr == 0 and redrawn > CERTAIN:
+        assert score.value is not None and score.n is not None
         score = _helpers.estimate(
-            float((counts > 0).sum()), redrawn, bounds=score.bounds, n=total,
+            score.value, redrawn, bounds=score.bounds, n=score.n,
             uncertainty="new samples of the modes as filled here, as a jackknife over groups sees no spread",
         )  # fmt: skip
-    return score
+    return score.model_copy(update={"histogram": tuple(histogram.tolist())})
 
 
 def redrawn_stderr(counts: Array) -> float:

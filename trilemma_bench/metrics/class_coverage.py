@@ -84,8 +84,7 @@ def of_histogram(counts: _helpers.Int64, *, share: float = 0.2) -> dict[str, Sco
         for name, limits in _modes.bounds(len(total)).items()
     }
     name = _modes.CAPTURED.name
-    captured = _modes.captured(total, [each[name] for each in replicates], int(total.sum()))
-    return {**scores, name: captured.model_copy(update={"histogram": tuple(total.tolist())})}
+    return {**scores, name: _modes.captured(scores[name], total, total)}
 
 
 def summary(counts: _helpers.Int64, *, share: float) -> dict[str, float]:

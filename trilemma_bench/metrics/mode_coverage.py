@@ -115,7 +115,8 @@ def compute(
     labels = stats.group_labels(len(samples), groups=_helpers.GROUPS, rng=rng)
     counts = count(samples, modes, labels, radius=radius * sigma)
     deviation = sigma * truncated_deviation(radius, dimensions)
-    found = summary(counts.joined(), deviation=deviation, share=share)
+    joined = counts.joined()
+    found = summary(joined, deviation=deviation, share=share)
     groups = len(counts.nearest)
     replicates = [summary(counts.without(group), deviation=deviation, share=share) for group in range(groups)]
     bounds = {**_modes.bounds(len(modes)), "mode_spread": (0, None)}
@@ -125,9 +126,8 @@ def compute(
             scores[name] = Score.failed("no mode has two samples of high quality")
         else:
             scores[name] = _modes.jackknifed(value, [each[name] for each in replicates], bounds[name], len(samples))
-    joined, name = counts.joined(), _modes.CAPTURED.name
-    captured = _modes.captured(joined.good[0], [each[name] for each in replicates], len(samples))
-    scores[name] = captured.model_copy(update={"histogram": tuple(joined.nearest[0].tolist())})
+    name = _modes.CAPTURED.name
+    scores[name] = _modes.captured(scores[name], joined.good[0], joined.nearest[0])
     return {kind.name: scores[kind.name] for kind in KINDS}
 
 
