@@ -200,6 +200,18 @@ def test_environment_names_the_data(small_cifar: UInt8Images, tmp_path: Path, mo
     assert len(cifar10.open_split("train")) == 20
 
 
+def test_another_projects_images_do_not_hide_the_data_set(
+    small_cifar: UInt8Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_png_folder(small_cifar[:3], tmp_path / "data" / "train")
+    with pytest.raises(DataError, match=r"3 images of shape .*cifar10:train has 20"):
+        cifar10.open_split("train")
+    monkeypatch.setattr(_helpers, "CACHE", tmp_path / "cache")
+    write_batches(tmp_path / "cache", small_cifar)
+    assert len(cifar10.open_split("train")) == 20
+
+
 @pytest.mark.parametrize("name", ["cifar10", "mnist", "image_folder"])
 def test_unknown_split_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no split 'valid'. There are train, test"):

@@ -236,6 +236,22 @@ def test_samples_that_are_not_uint8_are_refused_with_what_was_found(world):
         trilemma_bench.evaluate("blobs:Floats", str(images), str(protocol))
 
 
+def test_a_sampler_whose_images_depend_on_their_batch_is_told_so_on_its_first_run(world):
+    folder, images, protocol = world
+    (folder / "mine.py").write_text(
+        "import torch\nfrom blobs import Blobs\nclass OneGenerator(Blobs):\n    name = 'one generator'\n"
+        "    identity = 'fixed'\n    def sample(self, seeds):\n"
+        "        generator = torch.Generator().manual_seed(int(seeds[0]))\n"
+        "        return torch.randint(0, 255, (len(seeds), 3, 8, 8), generator=generator).byte()\n"
+    )
+    record = trilemma_bench.evaluate("mine:OneGenerator", str(images), str(protocol))
+    assert any("does not depend on its seed alone: 4 made again" in note for note in record.notes)
+    assert all(item.score.value is not None for item in record.scores)
+    honest = trilemma_bench.evaluate("blobs:make", str(images), str(protocol))
+    assert honest.provenance.store["made_again"]["agrees"] is True
+    assert not any("seed alone" in note for note in honest.notes)
+
+
 def test_an_unsteady_sampler_has_its_finished_images_set_aside(world):
     folder, images, protocol = world
     trilemma_bench.evaluate("blobs:Unsteady", str(images), str(protocol))

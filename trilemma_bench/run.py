@@ -626,6 +626,8 @@ def _model_source(model: OpenModel, spec: RunSpec, settings: Settings) -> _Sourc
         shards_seen = []
         for index in usable.indices(count):
             shard, origin = usable.read(index) or (_draw(model, usable, index), "generated")
+            if spec.sampler.kind == "external" and not shards_seen and origin == "generated":
+                _check_seeds(shard, model, source)
             counts[origin] += len(shard.images)
             shards_seen.append(shard)
             yield shard.images
@@ -694,8 +696,7 @@ def _usable_shards(
     if check["agrees"]:
         return shards
     source.notes.append(
-        f"finished images were set aside: {check['differing']:.2%} of the values of {len(check['seeds'])} images "
-        f"made again differ, by up to {check['largest']}{'' if is_points(source.shape) else ' grey levels'}"
+        f"finished images were set aside: {len(check['seeds'])} made again differ in {_differences(check, source)}"
     )
     if not model.trusted:
         shards.drop()
@@ -712,11 +713,29 @@ def _still_its_own(source: _Source, spec: RunSpec, settings: Settings) -> bool:
     return bool(source.store.get("made_again", {}).get("agrees"))
 
 
+def _check_seeds(first: Shard, model: OpenModel, source: _Source) -> None:
+    """Say so where the images of somebody's sampler, just drawn, are others in another batch and order."""
+    check = _remake_handful([first], model)
+    source.store.setdefault("made_again", check)
+    if not check["agrees"]:
+        source.notes.append(
+            f"an image does not depend on its seed alone: {len(check['seeds'])} made again in another batch differ in "
+            f"{_differences(check, source)}. They cannot be made again one by one; if it is rounding, say so by the "
+            "sampler's tolerance"
+        )
+
+
+def _differences(check: dict[str, Any], source: _Source) -> str:
+    unit = "" if is_points(source.shape) else " grey levels"
+    return f"{check['differing']:.2%} of their values, by up to {check['largest']}{unit}"
+
+
 def _remake_handful(shards: list[Shard], model: OpenModel) -> dict[str, Any]:
+    """Images of these shards, drawn again beside each other in an order of their own, against what they were."""
     rng = np.random.default_rng()
     images = np.concatenate([shard.images for shard in shards])
     seeds = np.concatenate([shard.seeds for shard in shards])
-    rows = np.sort(rng.permutation(len(images))[:HANDFUL])
+    rows = rng.permutation(len(images))[:HANDFUL]
     again = _checked_images(model.remake(len(rows)), seeds[rows])
     points = is_points(model.image_shape)
     distance = np.abs(again.astype(np.float64) - images[rows])

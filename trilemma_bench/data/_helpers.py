@@ -7,7 +7,7 @@ import io
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +39,12 @@ def download_root(root: Path | None) -> Path:
     return Path(root or named or CACHE).expanduser()
 
 
-def find(candidates: Iterable[str], *, folders: Collection[str], root: Path | None) -> Path | None:
-    """The first candidate that exists, in each root's `folders` and then in the root itself."""
+def find(candidates: Iterable[str], *, folders: Collection[str], root: Path | None) -> Iterator[Path]:
+    """The candidates that exist, in each root's `folders` and then in the root itself."""
     names = list(candidates)
     for place in roots(root):
         for base in [*(place / folder for folder in folders), place]:
-            for name in names:
-                if (base / name).exists():
-                    return base / name
-    return None
+            yield from (base / name for name in names if (base / name).exists())
 
 
 def not_found(dataset: str, split: str, *, wanted: str, root: Path | None, why: str) -> DataError:

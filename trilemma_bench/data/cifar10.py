@@ -50,9 +50,19 @@ def open_split(split: str, root: Path | None = None) -> ImageSet:
         DataError: Not found and not to be downloaded, other images, or files that are broken or unsafe.
     """
     _helpers.check_split(NAME, split, tuple(COUNTS))
-    path = _helpers.find(_candidates(split), folders=("cifar10", "cifar-10", "CIFAR10"), root=root)
-    if path is None:
-        path = _download(split, root)
+    refused: DataError | None = None
+    for path in _helpers.find(_candidates(split), folders=("cifar10", "cifar-10", "CIFAR10"), root=root):
+        try:
+            return _read(path, split)
+        except DataError as error:
+            # A folder `train` may be any project's: what lies further on may still be CIFAR-10.
+            refused = refused or error
+    if refused:
+        raise refused
+    return _read(_download(split, root), split)
+
+
+def _read(path: Path, split: str) -> ImageSet:
     images: ImageSet
     if path.name == FOLDER:
         images = _from_folder(path, split)

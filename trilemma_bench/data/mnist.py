@@ -91,8 +91,7 @@ def _read(path: Path) -> bytes:
 
 
 def _file(name: str, split: str, root: Path | None) -> Path:
-    found = _helpers.find([name, f"{name}.gz"], folders=_FOLDERS, root=root)
-    if found is not None:
+    for found in _helpers.find([name, f"{name}.gz"], folders=_FOLDERS, root=root):
         return found
     try:
         return fetch(f"{MIRROR}/{name}.gz", _helpers.download_root(root) / NAME, md5=MD5[name])
