@@ -5,9 +5,12 @@ From the snapshots of a run's folder, into baselines/<name>/:
     scores.csv        FD, KD, precision, recall with intervals against images seen and hours, 1,000 images each
     scores.png        the same as curves
     grid.png          36 images of fixed seeds from the first, the middle and the last snapshot
-    neighbours.png    generated images (left), each beside its five nearest training images, by the extractor's features
+    neighbours.png    generated images, each before a white column and then its five nearest training images, by the
+                      extractor's features; two such groups in a row
 
-A snapshot that scores.csv knows already is not measured again. DDPM is measured by DDIM in 20 steps: 50 times cheaper.
+A snapshot whose weights scores.csv knows already is not measured again; rows of snapshots that are gone stay. DDPM is
+measured by DDIM in 20 steps: 50 times cheaper. grid.png wants the snapshots of a run from nothing: one that was resumed
+into a new folder has none of the start.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from trilemma_bench import evaluate, registry
+from trilemma_bench.fetch import file_sha256
 from trilemma_bench.images import image_digests, write_grid
 from trilemma_bench.kinds import Array
 from trilemma_bench.models import parse_model
@@ -66,12 +70,15 @@ def hours_at(run: Path) -> dict[int, float]:
 
 
 def measure(name: str, run: Path, target: Path) -> list[dict[str, str]]:
-    """A row for each snapshot; those of `target` are kept as they are."""
-    rows = {int(row["images_seen"]): row for row in read_rows(target)}
+    """A row for each snapshot; what `target` has of the same weights is kept, with the hours of this run's curve."""
     seen, hours = zip(*sorted(hours_at(run).items()), strict=True)
+    rows = {int(row["images_seen"]): row for row in read_rows(target)}
+    for images_seen, row in rows.items():
+        row["hours"] = f"{np.interp(images_seen, seen, hours):.3f}"
     for path in sorted((run / "snapshots").glob("*.safetensors")):
-        images_seen = int(path.stem)
-        if images_seen in rows:
+        images_seen, weights = int(path.stem), file_sha256(path)
+        # Rows from before the weights were noted have none.
+        if images_seen in rows and rows[images_seen].setdefault("weights", "") in ("", weights):
             continue
         record = evaluate(f"{model_of(name)}@{path}", dataset="cifar10", protocol="lite", timed=False)
         row = {"images_seen": str(images_seen), "hours": f"{np.interp(images_seen, seen, hours):.3f}"}
@@ -83,10 +90,12 @@ def measure(name: str, run: Path, target: Path) -> list[dict[str, str]]:
             low, high = item.score.interval or (item.score.value, item.score.value)
             row |= {item.kind.name: f"{item.score.value:.6g}", f"{item.kind.name}_low": f"{low:.6g}",
                     f"{item.kind.name}_high": f"{high:.6g}"}  # fmt: skip
-        rows[images_seen] = row
+        rows[images_seen] = {**row, "weights": weights}
         write_rows(target, [rows[key] for key in sorted(rows)])
         print(" ".join(f"{k} {v}" for k, v in row.items() if "_low" not in k and "_high" not in k), flush=True)
-    return [rows[key] for key in sorted(rows)]
+    found = [rows[key] for key in sorted(rows)]
+    write_rows(target, found)
+    return found
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -100,25 +109,29 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
     """The rows as CSV, whole or not at all: each took minutes to measure."""
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
+    writer = csv.DictWriter(stream, dict.fromkeys(key for row in rows for key in row), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_atomic(path, stream.getvalue().encode())
 
 
 def plot(name: str, rows: list[dict[str, str]], path: Path) -> None:
-    """One panel a score, with 95 % intervals, over hours; images seen stand above."""
+    """One panel a score, with 95 % intervals, over images seen and, below, over hours."""
     matplotlib.rcParams["svg.hashsalt"] = name
-    figure = Figure(figsize=(13, 3), layout="constrained")
-    hours = np.array([float(row["hours"]) for row in rows])
-    seen = np.array([float(row["images_seen"]) for row in rows])
-    for axes, (score, label) in zip(figure.subplots(1, len(SCORES)), SCORES.items(), strict=True):
-        value, low, high = (np.array([float(row[f"{score}{end}"]) for row in rows]) for end in ("", "_low", "_high"))
-        axes.fill_between(seen, low, high, alpha=0.25, linewidth=0)
-        axes.plot(seen, value, marker=".")
-        axes.set(xscale="log", xlabel="images seen", title=f"{label} ({EXTRACTOR})" if "distance" in label else label)
-    model = model_of(name)
-    figure.suptitle(f"{name}, 1,000 images by {model}, {hours[0]:.2f} to {hours[-1]:.2f} hours of training")
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    panels = figure.subplots(2, len(SCORES), sharey="col")
+    for line, (key, axis) in zip(panels, {"images_seen": "images seen", "hours": "hours"}.items(), strict=True):
+        along = np.array([float(row[key]) for row in rows])
+        for axes, score in zip(line, SCORES, strict=True):
+            value, low, high = (
+                np.array([float(row[f"{score}{end}"]) for row in rows]) for end in ("", "_low", "_high")
+            )
+            axes.fill_between(along, low, high, alpha=0.25, linewidth=0)
+            axes.plot(along, value, marker=".")
+            axes.set(xscale="log", xlabel=axis)
+    for axes, label in zip(panels[0], SCORES.values(), strict=True):
+        axes.set(title=f"{label} ({EXTRACTOR})" if "distance" in label else label)
+    figure.suptitle(f"{name}, 1,000 images by {model_of(name)}, cifar10-lite-v1")
     figure.savefig(path, dpi=90, metadata={"Software": None})
 
 
@@ -145,10 +158,12 @@ def neighbours(name: str, run: Path, path: Path, data_root: Path | None, count: 
     extractor = registry.get("extractor", EXTRACTOR).build(device="cpu")
     sketch = (extractor.extract(generated)["features"] - real.centre) @ real.components
     distances = np.square(real.train_sketch[None] - sketch[:, None]).sum(-1)
-    rows = []
-    for image, found in zip(generated, np.argsort(distances, axis=1)[:, :nearest], strict=True):
-        rows += [image, *(train.read(int(order[i]), int(order[i]) + 1)[0] for i in found)]
-    write_grid(path, np.stack(rows), columns=2 * (nearest + 1))
+    white = np.full((3, 32, 32), 255, np.uint8)
+    tiles: list[Array] = []
+    for place, (image, found) in enumerate(zip(generated, np.argsort(distances, axis=1)[:, :nearest], strict=True)):
+        gap = [white, white] if place % 2 else []
+        tiles += [*gap, image, white, *(train.read(int(order[i]), int(order[i]) + 1)[0] for i in found)]
+    write_grid(path, np.stack(tiles), columns=2 * (nearest + 2) + 2)
 
 
 def main() -> None:

@@ -39,6 +39,7 @@ def ship(
     command: str,
     cpu: str,
     compiled: bool,
+    notes: str = "",
 ) -> None:
     """Write `folder` from a run's; `options` tell these weights from others of the same sampler and data set."""
     about = json.loads((run / "run.json").read_text())
@@ -72,7 +73,7 @@ def ship(
         "parameters": speed.count_parameters(sampler),
         "gflops_per_evaluation": float(f"{per_evaluation or 0.0:.4g}"),
         "notes": "EMA weights in fp16; computed in fp32. A small network, not the paper's: compare nothing here with "
-        "the paper's figures.",
+        "the paper's figures." + (f" {notes}" if notes else ""),
     }
     training = {
         "recipe": recipe_name,
@@ -133,6 +134,7 @@ if __name__ == "__main__":
     parser.add_argument("--command", default="")
     parser.add_argument("--cpu", default="")
     parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--notes", default="", help="what else a reader must know, such as how the run began")
     parser.add_argument("--dataset", default="cifar10")
     parser.add_argument("--folder", help="below baselines/, where it is not the sampler's name")
     parser.add_argument("--option", action="append", default=[], help="KEY=VALUE that these weights were trained for")
@@ -149,7 +151,7 @@ if __name__ == "__main__":
         ship(
             given.name, given.run, folder=folder, dataset=given.dataset,
             options={key: int(value) if value.isdigit() else value for key, value in options.items()},
-            command=given.command, cpu=given.cpu, compiled=given.compiled,
+            command=given.command, cpu=given.cpu, compiled=given.compiled, notes=given.notes,
         )  # fmt: skip
     if given.samples_of is not None:
         add_samples(folder, given.samples_of, given.cache)

@@ -14,15 +14,16 @@ from trilemma_bench.models import parse_models
 from trilemma_bench.registry import names
 from trilemma_bench.spec import protocol_names
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+ROOT = Path(__file__).resolve().parent.parent
+README, TRAINING = ((ROOT / name).read_text() for name in ("README.md", "baselines/TRAINING.md"))
 
 
 def commands() -> list[list[str]]:
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    blocks = re.findall(r"```bash\n(.*?)```", README + TRAINING, re.DOTALL)
     lines = [line.partition("#")[0] for block in blocks for line in block.splitlines()]
     parts = [part for line in lines for part in line.split("&&")]
     # Behind accelerate's launcher stands the same program.
-    parts = [part.replace("accelerate launch --multi_gpu $(which trilemma-bench)", "trilemma-bench") for part in parts]
+    parts = [re.sub(r"accelerate launch .*\$\(which trilemma-bench\)", "trilemma-bench", part) for part in parts]
     return [shlex.split(part)[1:] for part in parts if part.strip().startswith("trilemma-bench")]
 
 
@@ -32,7 +33,7 @@ def test_readme_has_the_main_job_and_the_tests_as_commands() -> None:
 
 
 @pytest.mark.parametrize("arguments", commands(), ids=" ".join)
-def test_every_command_of_readme_is_understood(arguments: list[str]) -> None:
+def test_every_command_of_readme_and_training_is_understood(arguments: list[str]) -> None:
     command = typer.main.get_command(app)
     while hasattr(command, "commands"):
         command, arguments = command.commands[arguments[0]], arguments[1:]

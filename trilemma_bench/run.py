@@ -623,7 +623,7 @@ def _model_source(model: OpenModel, spec: RunSpec, settings: Settings) -> _Sourc
     def chunks(count: int, report: Report) -> Iterator[Array]:
         usable = _usable_shards(shards, model, source, count, settings)
         counts = {"generated": 0, "cached": 0, "shipped": 0}
-        shards_seen = []
+        shards_seen: list[Shard] = []
         for index in usable.indices(count):
             shard, origin = usable.read(index) or (_draw(model, usable, index), "generated")
             if spec.sampler.kind == "external" and not shards_seen and origin == "generated":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,11 @@ class EpsilonSampler(NoisePredictor):
         return len(self.pairs)
 
     def draw(self, noise: Noise, count: int) -> Tensor:
-        x = noise.normal(*self.image_shape, stream=X_T)
-        for t, t_prev in self.pairs:
+        return self.denoise(noise.normal(*self.image_shape, stream=X_T), noise, self.pairs)
+
+    def denoise(self, x: Tensor, noise: Noise, pairs: Sequence[tuple[int, int]]) -> Tensor:
+        """x [N, *image_shape] at the last t_prev from x at the first t, along (t, t_prev)."""
+        for t, t_prev in pairs:
             x = self.step(x, self.predict_noise(x, t), t, t_prev, noise)
         return x
 

@@ -65,9 +65,12 @@ class DDGANSampler(ImageSampler):
         return self.chain.num_steps
 
     def draw(self, noise: Noise, count: int) -> Tensor:
-        x = noise.normal(*self.image_shape, stream=X_T)
-        for index in reversed(range(self.chain.num_steps)):
-            t = torch.full((count,), index, device=self.device)
+        return self.denoise(noise.normal(*self.image_shape, stream=X_T), noise, self.chain.num_steps)
+
+    def denoise(self, x: Tensor, noise: Noise, steps: int) -> Tensor:
+        """x_0 [N, *image_shape] from x_t at t = `steps`, by the last `steps` of the chain."""
+        for index in reversed(range(steps)):
+            t = torch.full((len(x),), index, device=self.device)
             z = noise.normal(self.nz, stream=LATENT)
             output = self.networks["G"](x, t, z).float()
             step = noise.normal(*self.image_shape, stream=STEP) if index else torch.zeros_like(x)
