@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -398,3 +399,12 @@ def test_diffaugment_color_keeps_the_strengths_of_the_paper() -> None:
     assert float(factor.min()) >= 0 and float(factor.max()) <= 3
     assert float(factor.mean()) == pytest.approx(1.0, abs=0.05)
     assert float(factor.var()) == pytest.approx(4 / 12 + 1 / 12 + 4 / 144, rel=0.1)
+
+
+@pytest.mark.parametrize("apply", [partial(augment, p=0.8), diffaugment], ids=["ADA", "DiffAugment"])
+def test_processes_that_share_a_batch_augment_it_as_one_would(apply: Callable[..., Tensor]) -> None:
+    images = _images(6)
+    whole = apply(images, generator=_rng())
+    parts = [apply(images[rank::2], generator=_rng(), part=(rank, 2)) for rank in range(2)]
+    torch.testing.assert_close(torch.stack(parts, 1).flatten(0, 1), whole, atol=1e-4, rtol=0)
+    assert not torch.equal(parts[0], apply(images[0::2], generator=_rng()))

@@ -870,17 +870,48 @@ def test_the_paper_recipes_have_the_published_sizes(name: str, build: Any, param
 
 @pytest.mark.parametrize("name", DRAWING)
 def test_the_papers_recipe_trains(name: str) -> None:
-    """As published but for the batch: 4 images instead of 64 to 256. The first step has the lazy penalties too."""
+    """As published but for the batch: 4 images instead of 64 to 256. The first step has the lazy penalties too.
+
+    The second is as most are: without them, and StyleGAN2-ADA's with augmentations.
+    """
     kind: TrainerKind = registry.get("trainer", name)
     paper = kind.recipes.get("paper") or kind.recipes["gaussians25-paper"]
     task = kind.task(paper.model_copy(update={"batch": 4}), torch.device("cpu"))
     images = torch.rand(4, *task.image_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     before = {key: [p.clone() for p in net.parameters()] for key, net in task.networks.items()}
     labels = torch.arange(4) if task.image_shape == (2,) else None
-    losses = task.step(images, labels, Step(0, 0, torch.Generator().manual_seed(0)))
-    assert all(math.isfinite(float(loss)) for loss in losses.values())
+    for number in range(2):
+        losses = task.step(images, labels, Step(number, 4 * number, torch.Generator().manual_seed(number)))
+        assert all(math.isfinite(float(loss)) for loss in losses.values())
+        if controller := getattr(task, "controller", None):
+            controller.p = 0.5
     for key, net in task.networks.items():
         assert any(not torch.equal(old, new) for old, new in zip(before[key], net.parameters(), strict=True))
+
+
+def test_ddpms_paper_recipe_begins_by_predicting_nothing() -> None:
+    """Ho et al.: the last layers begin at variance 1e-10 of the others, whose fans are averaged; biases at 0."""
+    paper = registry.get("trainer", "ddpm").recipes["paper"]
+    small = {**paper.unet, "block_out_channels": [32, 64, 64, 64]}
+    net = registry.get("trainer", "ddpm").task(paper.model_copy(update={"unet": small}), CPU).networks["eps"]
+    with torch.no_grad():
+        predicted = net(torch.randn(2, 3, 32, 32), torch.tensor([0, 999]))
+    assert predicted.abs().max() < 1e-3
+    for name, module in unet.unet_of(net).named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            fans = (module.weight.shape[0] + module.weight.shape[1]) * module.weight[0, 0].numel()
+            last = name.endswith(("conv2", "to_out.0", "conv_out"))
+            assert float(module.weight.detach().std()) == pytest.approx(
+                (1e-5 if last else 1) * (2 / fans) ** 0.5, rel=0.1
+            ), name
+            assert not module.bias.any()
+
+
+def test_ddgans_paper_recipe_has_the_released_rates() -> None:
+    """A cosine over 1,800 epochs, of which the published weights saw 1,200."""
+    paper = RECIPES["paper"]
+    rates = [cosine_lr(paper.lr_g, paper.lr_end, 50_000 * epoch, paper.duration_kimg) for epoch in (0, 600, 900, 1200)]
+    assert rates == pytest.approx([1.6e-4, 1.225e-4, 8.5e-5, 4.75e-5], rel=1e-3)
 
 
 @pytest.mark.parametrize("name", DRAWING)
@@ -973,6 +1004,58 @@ def test_snapshots_are_evenly_spaced_on_a_logarithmic_axis(tmp_path: Path) -> No
     run(tiny_task("ddpm"), tmp_path, checkpoint_minutes=0.0, snapshot_growth=1.5)
     kept = sorted(int(path.stem) // BATCH for path in (tmp_path / "snapshots").iterdir())
     assert kept == [1, 2, 3, 5]
+
+
+def test_the_seed_of_a_recipe_moves_all_that_a_step_draws() -> None:
+    """Of a generator's seed torch keeps 32 bits on CPUs; the processes of a run may not meet within it."""
+    seeds = [0, 1, 2, 7, 100, 2**24, 20240101, 2**40 + 1]
+    drawn = [torch.randn(4, generator=torch.Generator().manual_seed(_loop._key(seed, 5))) for seed in seeds]
+    assert len({tuple(noise.tolist()) for noise in drawn}) == len(seeds)
+    for seed in seeds:
+        keys = sorted(_loop._key(seed, 0, stream) for stream in range(9))
+        assert min(np.diff([*keys, keys[0] + 2**32])) > 2_000_000
+
+
+def test_two_seeds_train_on_other_noise(tmp_path: Path) -> None:
+    found = []
+    for seed in (0, 1):
+        task = tiny_task("ddpm", seed=seed)
+        original = task.step
+        task.step = lambda *a, original=original: (found.append(a[2].rng.initial_seed()), original(*a))[1]
+        run(task, tmp_path / str(seed), kimg=2 * BATCH / 1000)
+    assert found[:2] == [0, 1] and len(set(found)) == 4
+
+
+def test_the_curve_of_a_run_that_died_before_its_first_checkpoint_is_begun_anew(tmp_path: Path) -> None:
+    run(tiny_task("ddpm"), tmp_path / "whole", kimg=3 * BATCH / 1000)
+    rows = (tmp_path / "whole" / "curve.csv").read_text()
+    (tmp_path / "dead").mkdir()
+    (tmp_path / "dead" / "curve.csv").write_text(rows)
+    run(tiny_task("ddpm"), tmp_path / "dead", kimg=4 * BATCH / 1000)
+    assert [int(row["images_seen"]) for row in curve(tmp_path / "dead")] == [BATCH * n for n in range(1, 5)]
+
+
+def test_snapshots_without_their_checkpoint_are_left_alone(tmp_path: Path) -> None:
+    run(tiny_task("ddpm"), tmp_path, kimg=BATCH / 1000)
+    (tmp_path / "checkpoint.pt").unlink()
+    before = files_of(tmp_path)
+    with pytest.raises(TrainingError, match=r"holds snapshots of a run and not its checkpoint\.pt\. Give another"):
+        run(tiny_task("ddpm"), tmp_path, kimg=BATCH / 1000)
+    assert files_of(tmp_path) == before
+
+
+def files_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_stylegan2s_mean_latent_moves_with_every_batch_that_is_mapped() -> None:
+    """As in the authors' program: in the discriminator's phase too."""
+    task, betas = tiny_task("stylegan2"), []
+    original = task.G.forward
+    task.G.forward = lambda *a, **k: (betas.append(k.get("update_w_avg_beta")), original(*a, **k))[1]
+    labels = torch.zeros(BATCH, dtype=torch.long)
+    task.step(torch.zeros(BATCH, *task.image_shape), labels, Step(0, 0, torch.Generator()))
+    assert betas == [task.recipe.w_avg_beta] * 2
 
 
 # --- several processes

@@ -77,7 +77,18 @@ _DELAY = sum(i * tap for i, tap in enumerate(SYM6)) / sum(SYM6) - _LEAD
 # ------------------------------------------------------------------------------------------------------- ADA
 
 
-def augment(images: Tensor, p: float, *, generator: torch.Generator, pipeline: str | Sequence[str] = "bgc") -> Tensor:
+Part = tuple[int, int]
+"""(r, w): these images are the rows r, r + w, r + 2 w ... of a batch, for all of which there are draws."""
+
+
+def augment(
+    images: Tensor,
+    p: float,
+    *,
+    generator: torch.Generator,
+    pipeline: str | Sequence[str] = "bgc",
+    part: Part = (0, 1),
+) -> Tensor:
     """Images augmented as ADA does, each on its own; differentiable, twice too (for R1).
 
     Args:
@@ -85,6 +96,7 @@ def augment(images: Tensor, p: float, *, generator: torch.Generator, pipeline: s
         p: Probability of each transformation, in [0, 1]; 0 returns the images' values unchanged.
         generator: Draws everything; on its own device, so that one seed gives the same on every device.
         pipeline: A name of `PIPELINES`, or names of single transformations.
+        part: Which of a batch these images are, so that several processes draw what one would.
 
     Returns:
         Same shape, dtype and device; values may leave [-1, 1], as in the paper.
@@ -97,9 +109,12 @@ def augment(images: Tensor, p: float, *, generator: torch.Generator, pipeline: s
     _check_images(images)
     if not 0.0 <= p <= 1.0:
         raise UsageError(f"the augmentation probability must lie in [0, 1]; got {p!r}.")
-    n, channels, size, _ = images.shape
-    matrix, is_general = draw_geometry(n, size, p, generator=generator, transforms=transforms)
-    color = draw_color(n, p, generator=generator, transforms=transforms, channels=channels)
+    channels, size = images.shape[1:3]
+    n, rows = _whole(images, part)
+    matrix, is_general = (
+        drawn[rows] for drawn in draw_geometry(n, size, p, generator=generator, transforms=transforms)
+    )
+    color = draw_color(n, p, generator=generator, transforms=transforms, channels=channels)[rows]
     # In bfloat16 the filters would no longer cancel: autocast is off, and half-precision images are widened.
     with torch.autocast(images.device.type, enabled=False):
         out = images.to(torch.promote_types(images.dtype, torch.float32))
@@ -483,7 +498,9 @@ class AdaController:
 # ----------------------------------------------------------------------------------------------- DiffAugment
 
 
-def diffaugment(images: Tensor, policy: str = "color,translation,cutout", *, generator: torch.Generator) -> Tensor:
+def diffaugment(
+    images: Tensor, policy: str = "color,translation,cutout", *, generator: torch.Generator, part: Part = (0, 1)
+) -> Tensor:
     """Images augmented by DiffAugment (Zhao et al. 2020, arXiv 2006.10738); differentiable.
 
     color: brightness + U(-0.5, 0.5), saturation x U(0, 2) about the pixel's mean, contrast x U(0.5, 1.5)
@@ -494,6 +511,7 @@ def diffaugment(images: Tensor, policy: str = "color,translation,cutout", *, gen
         images: float [N, C, R, R] in [-1, 1], C = 1 or 3.
         policy: Names with commas between, applied in that order; empty for none.
         generator: Draws everything.
+        part: As for `augment`.
 
     Raises:
         UsageError: an unknown name in the policy.
@@ -503,12 +521,12 @@ def diffaugment(images: Tensor, policy: str = "color,translation,cutout", *, gen
     for name in filter(None, policy.split(",")):
         if name not in _DIFFAUGMENT:
             raise unknown_name("DiffAugment policy", name, _DIFFAUGMENT)
-        images = _DIFFAUGMENT[name](images, generator)
+        images = _DIFFAUGMENT[name](images, generator, *_whole(images, part))
     return images
 
 
-def _diff_color(images: Tensor, generator: torch.Generator) -> Tensor:
-    drawn = torch.rand(3, len(images), 1, 1, 1, generator=generator, device=generator.device).to(images)
+def _diff_color(images: Tensor, generator: torch.Generator, n: int, part: slice) -> Tensor:
+    drawn = torch.rand(3, n, 1, 1, 1, generator=generator, device=generator.device)[:, part].to(images)
     brightness, saturation, contrast = drawn[0] - 0.5, drawn[1] * 2, drawn[2] + 0.5
     images = images + brightness
     grey = images.mean(dim=1, keepdim=True)
@@ -517,23 +535,24 @@ def _diff_color(images: Tensor, generator: torch.Generator) -> Tensor:
     return (images - mean) * contrast + mean
 
 
-def _diff_translation(images: Tensor, generator: torch.Generator) -> Tensor:
-    n, _, size, _ = images.shape
+def _diff_translation(images: Tensor, generator: torch.Generator, n: int, part: slice) -> Tensor:
+    size = images.shape[2]
     limit = int(size / 8 + 0.5)
     shape, device = (2, n, 1), generator.device
-    shift = torch.randint(-limit, limit + 1, shape, generator=generator, device=device).to(images.device)
+    shift = torch.randint(-limit, limit + 1, shape, generator=generator, device=device)[:, part].to(images.device)
     rows, columns = torch.arange(size, device=images.device) + shift
     inside = ((rows >= 0) & (rows < size))[:, :, None] & ((columns >= 0) & (columns < size))[:, None, :]
     index = rows.clamp(0, size - 1)[:, :, None] * size + columns.clamp(0, size - 1)[:, None, :]
     return _take(images, index) * inside[:, None]
 
 
-def _diff_cutout(images: Tensor, generator: torch.Generator) -> Tensor:
-    n, _, size, _ = images.shape
+def _diff_cutout(images: Tensor, generator: torch.Generator, n: int, part: slice) -> Tensor:
+    size = images.shape[2]
     side = int(size / 2 + 0.5)
     # An even square has its centre between pixels, hence one place more.
     places, shape, device = size + 1 - side % 2, (2, n, 1), generator.device
-    first = torch.randint(0, places, shape, generator=generator, device=device).to(images.device) - side // 2
+    drawn = torch.randint(0, places, shape, generator=generator, device=device)[:, part]
+    first = drawn.to(images.device) - side // 2
     axis = torch.arange(size, device=images.device)
     rows, columns = (axis >= first) & (axis < first + side)
     return images * ~(rows[:, None, :, None] & columns[:, None, None, :])
@@ -555,6 +574,11 @@ def _transforms(pipeline: str | Sequence[str]) -> tuple[str, ...]:
         if name not in PIPELINES["bgc"]:
             raise unknown_name("augmentation", name, PIPELINES["bgc"])
     return tuple(pipeline)
+
+
+def _whole(images: Tensor, part: Part) -> tuple[int, slice]:
+    """How many images the whole batch has, and which rows of it these are."""
+    return len(images) * part[1], slice(part[0], None, part[1])
 
 
 def _check_images(images: Tensor) -> None:

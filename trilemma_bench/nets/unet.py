@@ -9,8 +9,10 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from diffusers import UNet2DModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from trilemma_bench.errors import WeightsError, unknown_name
@@ -68,6 +70,26 @@ def build(config: Mapping[str, Any]) -> nn.Module:
     except (ValueError, TypeError, AssertionError) as error:
         raise WeightsError(f"UNet2DModel refuses this configuration: {error}") from error
     return in_pixel_blocks(Denoiser(unet), int(config.get("pixel_block", 1)))
+
+
+@torch.no_grad()
+def initialise_as_published(net: nn.Module) -> None:
+    """Weights of what `build` returned as the program of Ho et al. begins: uniform by the mean of fan in and fan out.
+
+    Biases are 0, and so nearly are the last layers of residual blocks, of attention and of the network, of variance
+    1e-10 times that: it begins by predicting nothing.
+    """
+    last = [unet_of(net).conv_out]
+    for module in net.modules():
+        if isinstance(module, ResnetBlock2D):
+            last.append(module.conv2)
+        elif isinstance(module, Attention):
+            last.append(module.to_out[0])
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(module.weight, gain=1e-5 if any(module is it for it in last) else 1.0)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def unet_of(net: nn.Module) -> UNet2DModel:

@@ -76,7 +76,9 @@ def train_model(
             raise UsageError(f"{option} {limit:g}: a number above 0 is needed; leave it out for no such limit.")
     if device is not None:
         check_device(device)
-    chosen = PartialState(cpu=device == "cpu").device if device in (None, "cpu") else device
+    # Of several processes each has a device of its own, which this chooses.
+    own = PartialState(cpu=device == "cpu").device
+    chosen = own if device in (None, "cpu", "cuda") else device
     import torch
 
     task = kind.task(kind.recipes[recipe], torch.device(chosen), compile=compile)

@@ -392,10 +392,10 @@ def train(
     interrupted = False
     with _stop_signals() as stopped, _own_global_rng(task.device):
         while number < total and not _any_process(stopped() or clock.over()):
-            step = Step(number, number * recipe.batch, _rng(recipe.seed, number), process.process_index,
-                        process.num_processes)  # fmt: skip
+            rng = torch.Generator().manual_seed(_key(recipe.seed, number))
+            step = Step(number, number * recipe.batch, rng, process.process_index, process.num_processes)
             # Dropout alone draws from torch's global generator.
-            torch.manual_seed(_key(recipe.seed, number) + process.process_index)
+            torch.manual_seed(_key(recipe.seed, number, process.process_index + 1))
             task.set_rates(step, warmth=min(1.0, (number - place.moments_from + 1) / WARM_UP_STEPS))
             found = task.step(*feed(step), step)
             task.average(step)
@@ -417,12 +417,10 @@ def train(
     }
 
 
-def _key(seed: int, number: int) -> int:
-    return (seed << 40) + number
-
-
-def _rng(seed: int, number: int) -> torch.Generator:
-    return torch.Generator().manual_seed(_key(seed, number))
+def _key(seed: int, number: int, stream: int = 0) -> int:
+    """A seed for a step's draws, of the 32 bits that torch's generator keeps on CPUs; `number` where both are 0."""
+    begin = np.random.SeedSequence((seed, stream)).generate_state(1)[0] if seed or stream else 0
+    return (number + int(begin)) % 2**32
 
 
 def _own_global_rng(device: torch.device) -> AbstractContextManager[None]:
@@ -454,6 +452,14 @@ def _finite(losses: Mapping[str, Tensor], number: int, out: Path) -> dict[str, f
 def _resume(task: Task, out: Path, data: Mapping[str, Any]) -> Place | None:
     state = _checkpoint.load(out)
     if state is None:
+        if any((out / "snapshots").glob("*.safetensors")):
+            raise TrainingError(
+                f"{out} holds snapshots of a run and not its {_checkpoint.NAME}. Give another --out, with --resume "
+                f"{out} to go on from its weights, or move the snapshots away."
+            )
+        if PartialState().is_main_process:
+            # Of a run that was killed before its first checkpoint.
+            _cut_curve(out / "curve.csv", 0)
         return None
     if state["recipe"] != task.recipe.digest:
         raise TrainingError(

@@ -41,6 +41,10 @@ class DDPMRecipe(Recipe):
     most steps are then spent where an image's details come to be."""
 
 
+class PublishedRecipe(DDPMRecipe):
+    """The same, begun from weights as the authors' program draws them: see `nets.unet.initialise_as_published`."""
+
+
 class PointsRecipe(DDPMRecipe):
     """The same on points: an MLP, the learning rate on a cosine down to a hundredth."""
 
@@ -74,7 +78,7 @@ _UNET_64: dict[str, Any] = {
 
 RECIPES = {
     # Ho et al. 2020, appendix B: batch 128, 800k steps, Adam 2e-4, warm-up 5000, EMA .9999, flips, dropout 0.1.
-    "paper": DDPMRecipe(
+    "paper": PublishedRecipe(
         batch=128, duration_kimg=102_400, ema=EmaSpec(decay=0.9999), flips=True,
         unet={**unet.CIFAR10_PAPER, "dropout": 0.1}, lr=2e-4, warmup_steps=5000,
     ),
@@ -109,6 +113,8 @@ class DDPMTask(Task):
         super().__init__(recipe, device, compile=compile)
         with initialising(recipe.seed):
             net = mlp.build(recipe.mlp) if isinstance(recipe, PointsRecipe) else unet.build(recipe.unet)
+            if isinstance(recipe, PublishedRecipe):
+                unet.initialise_as_published(net)
         if compile and device.type == "cpu":
             unet.write_for_compiler(net)
         self.networks = {"eps": net}

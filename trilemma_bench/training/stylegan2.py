@@ -141,7 +141,7 @@ class StyleGAN2Task(Task):
     def _update_discriminator(self, images: Tensor, c: Tensor | None, step: Step) -> tuple[Tensor, Tensor]:
         z = step.randn(self.recipe.batch, self.G.config.z_dim, device=self.device)
         with torch.no_grad(), self.autocast():
-            generated = self.G(z, c, noise=self._noise(step))
+            generated = self.G(z, c, noise=self._noise(step), update_w_avg_beta=self.recipe.w_avg_beta)
         with self.autocast():
             fake = self.D(self._augment(generated.float(), step), c).float()
             real = self.D(self._augment(images, step), c).float()
@@ -162,10 +162,13 @@ class StyleGAN2Task(Task):
         return [step.randn(self.recipe.batch, 1, *shape, device=self.device) for shape in shapes]
 
     def _augment(self, images: Tensor, step: Step) -> Tensor:
+        part = (step.rank, step.world)
         if self.recipe.diffaugment:
-            return diffaugment(images.float(), self.recipe.diffaugment, generator=step.rng)
+            return diffaugment(images.float(), self.recipe.diffaugment, generator=step.rng, part=part)
         if self.controller is not None and self.recipe.ada and self.controller.p > 0:
-            return augment(images.float(), self.controller.p, generator=step.rng, pipeline=self.recipe.ada.pipeline)
+            return augment(
+                images.float(), self.controller.p, generator=step.rng, pipeline=self.recipe.ada.pipeline, part=part
+            )
         return images
 
     def _one_hot(self, labels: Tensor | None) -> Tensor | None:
