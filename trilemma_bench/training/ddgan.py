@@ -153,7 +153,7 @@ RECIPES = {
         },
         discriminator={"class": "small", "nc": 24, "ngf": 24, "t_emb_dim": 128},
         lr_g=2e-4, lr_d=4e-4, betas=(0.5, 0.99), cosine=False, loss="relativistic", paired_noise=True, r1_gamma=1.0,
-        r1_interval=15, denoising=0.3, denoising_end=0.3, denoising_last=1000.0, regression_kimg=79.0,
+        r1_interval=15, denoising=0.3, denoising_end=0.3, denoising_last=300.0, regression_kimg=79.0,
         lr_regression=1e-3, critic_kimg=6.0,
     ),
     # Images that are black all around move the critic's logits as one, which a relativistic loss does not see. A critic
