@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -952,6 +953,28 @@ def test_a_run_starts_from_the_weights_of_another(name: str, tmp_path: Path) -> 
     assert task.extra == state_of(tmp_path / "second")["extra"]
     assert run(tiny_task(name), tmp_path / "second")["finished"]
     assert [int(row["images_seen"]) for row in curve(tmp_path / "second")] == [BATCH * n for n in range(1, 7)]
+
+
+SHIPPED = sorted(path.parent for path in (Path(__file__).parent.parent / "baselines").glob("*/resume.safetensors"))
+
+
+def test_every_baseline_of_images_can_be_trained_on() -> None:
+    assert {path.name for path in SHIPPED} >= {"ddgan", "ddpm", "stylegan2"}
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda path: path.name)
+def test_training_goes_on_from_the_shipped_weights(folder: Path, tmp_path: Path) -> None:
+    """With the clock, the count of images and the recipe that the card and its curve state."""
+    card = tomllib.loads((folder / "card.toml").read_text())
+    kind, training = registry.get("trainer", card["sampler"]), card["training"]
+    task = kind.task(kind.recipes[training["recipe"]], CPU)
+    task.grid = lambda count: torch.zeros(count, *task.image_shape)
+    result = run(task, tmp_path, minutes=0.0, start=folder)
+    assert result["images_seen"] == training["images_seen"]
+    assert result["hours"] == pytest.approx(training["hours"], abs=0.01)
+    assert 0 <= training["hours"] - float(curve(folder)[-1]["hours"]) < 0.01
+    trained, shipped = (read_tensors(path / "weights.safetensors")[0] for path in (tmp_path, folder))
+    assert_same(trained, shipped)
 
 
 def test_learning_rates_warm_up_where_moments_are_new_and_there_alone(tmp_path: Path) -> None:
