@@ -452,7 +452,7 @@ def _finite(losses: Mapping[str, Tensor], number: int, out: Path) -> dict[str, f
 def _resume(task: Task, out: Path, data: Mapping[str, Any]) -> Place | None:
     state = _checkpoint.load(out)
     if state is None:
-        if any((out / "snapshots").glob("*.safetensors")):
+        if any(path.stem.isdecimal() for path in (out / "snapshots").glob("*.safetensors")):
             raise TrainingError(
                 f"{out} holds snapshots of a run and not its {_checkpoint.NAME}. Give another --out, with --resume "
                 f"{out} to go on from its weights, or move the snapshots away."
