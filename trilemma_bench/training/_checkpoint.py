@@ -37,7 +37,7 @@ def load(folder: Path) -> dict[str, Any] | None:
     except Exception as error:
         # Torch's own text is long, and advises to load what may run code.
         raise TrainingError(
-            f"{path}: cannot be read as a checkpoint ({type(error).__name__}). Move it away, and the snapshots, to start "
-            "this run anew."
+            f"{path}: cannot be read as a checkpoint ({type(error).__name__}). Move it away, and the snapshots, to "
+            "start this run anew."
         ) from error
     return state
