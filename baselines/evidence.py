@@ -63,25 +63,25 @@ def draw(name: str, weights: Path, count: int) -> Array:
 # --- scores -----------------------------------------------------------------------------------------------------
 
 
-def hours_at(run: Path) -> dict[int, float]:
-    """Hours of training by images seen, from the run's curve."""
+def hours_at(images_seen: int, run: Path) -> str:
+    """Hours of training when so many images had been seen, by the run's curve."""
     with open(run / "curve.csv", newline="") as stream:
-        return {int(row["images_seen"]): float(row["hours"]) for row in csv.DictReader(stream)}
+        rows = sorted((int(row["images_seen"]), float(row["hours"])) for row in csv.DictReader(stream))
+    seen, hours = zip(*rows, strict=True)
+    return f"{np.interp(images_seen, seen, hours):.3f}"
 
 
 def measure(name: str, run: Path, target: Path) -> list[dict[str, str]]:
     """A row for each snapshot; what `target` has of the same weights is kept, with the hours of this run's curve."""
-    seen, hours = zip(*sorted(hours_at(run).items()), strict=True)
-    rows = {int(row["images_seen"]): row for row in read_rows(target)}
-    for images_seen, row in rows.items():
-        row["hours"] = f"{np.interp(images_seen, seen, hours):.3f}"
+    kept = {int(row["images_seen"]): row for row in read_rows(target)}
+    rows = {images_seen: {**row, "hours": hours_at(images_seen, run)} for images_seen, row in kept.items()}
     for path in sorted((run / "snapshots").glob("*.safetensors")):
         images_seen, weights = int(path.stem), file_sha256(path)
         # Rows from before the weights were noted have none.
-        if images_seen in rows and rows[images_seen].setdefault("weights", "") in ("", weights):
+        if images_seen in rows and rows[images_seen].get("weights") in (None, "", weights):
             continue
         record = evaluate(f"{model_of(name)}@{path}", dataset="cifar10", protocol="lite", timed=False)
-        row = {"images_seen": str(images_seen), "hours": f"{np.interp(images_seen, seen, hours):.3f}"}
+        row = {"images_seen": str(images_seen), "hours": hours_at(images_seen, run)}
         for item in record.scores:
             if item.kind.name not in SCORES:
                 continue

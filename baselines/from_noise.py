@@ -21,7 +21,6 @@ from torch import Tensor
 from trilemma_bench import evaluate, registry
 from trilemma_bench.images import to_uint8
 from trilemma_bench.kinds import Array
-from trilemma_bench.samplers._epsilon import TOLERANCE
 from trilemma_bench.samplers._helpers import X_T, Noise
 
 HERE = Path(__file__).resolve().parent
@@ -36,7 +35,7 @@ class FromNoise:
 
     image_shape = (3, 32, 32)
     micro_batch = 50
-    tolerance = TOLERANCE
+    tolerance = registry.get("sampler", "ddim").tolerance
 
     def __init__(
         self, name: str, real: Array, signal: float, sigma: float, denoise: Callable[[Tensor, Noise], Tensor]

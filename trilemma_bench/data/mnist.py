@@ -91,7 +91,8 @@ def _read(path: Path) -> bytes:
 
 
 def _file(name: str, split: str, root: Path | None) -> Path:
-    for found in _helpers.find([name, f"{name}.gz"], folders=_FOLDERS, root=root):
+    found = next(_helpers.find([name, f"{name}.gz"], folders=_FOLDERS, root=root), None)
+    if found is not None:
         return found
     try:
         return fetch(f"{MIRROR}/{name}.gz", _helpers.download_root(root) / NAME, md5=MD5[name])

@@ -418,7 +418,10 @@ def train(
 
 
 def _key(seed: int, number: int, stream: int = 0) -> int:
-    """A seed for a step's draws, of the 32 bits that torch's generator keeps on CPUs; `number` where both are 0."""
+    """A seed for a step's draws, of the 32 bits that torch's generator keeps on CPUs.
+
+    `number` itself where the others are 0: so were the shipped runs trained, which go on to the bit.
+    """
     begin = np.random.SeedSequence((seed, stream)).generate_state(1)[0] if seed or stream else 0
     return (number + int(begin)) % 2**32
 
